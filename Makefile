@@ -1,0 +1,105 @@
+# KOS: everything a user or a CI job calls. From a fresh clone `make run` and `make test` need nothing else.
+#
+# How the kernel itself is compiled is in scripts/kernel.mk; what this machine needs, and how it gets that,
+# is in scripts/setup. `V=1` shows every command, `CC=clang` takes the other compiler.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+V ?= 0
+Q := $(if $(filter 1,$(V)),,@)
+
+VENV := .venv
+STAMP := $(VENV)/.stamp
+PYTHON := $(VENV)/bin/python
+JOBS ?= $(shell nproc)
+MINUTES ?= 10
+
+# What the whole test suite is run with; `make test TEST_ARGS="-x tests/test_setup.py"` runs a part of it.
+TEST_ARGS ?= -n auto --dist loadfile
+PYTEST := $(VENV)/bin/python -m pytest
+
+C_SOURCES = find $(wildcard kernel arch host tests) -name '*.[ch]' -print0
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(STAMP) ## install what this machine lacks, and the Python side in .venv
+
+# The stamp holds the path of the tree it was made in. A tree that was moved or copied, a Python or a QEMU that
+# has gone since: each makes the stamp stale, whatever its time says.
+ifneq ($(shell [ -x $(VENV)/bin/python ] && command -v qemu-system-x86_64 >/dev/null && cat $(STAMP) 2>/dev/null),$(CURDIR))
+$(STAMP): force
+endif
+$(STAMP): pyproject.toml scripts/setup
+	$(Q)scripts/setup
+
+.PHONY: force
+force:
+
+# The build runs in a make of its own: it starts when set-up has ended, takes all cores, and two at once
+# take turns.
+.PHONY: build
+build: setup ## compile the kernel: build/kos.elf and build/kos.abi.json
+	$(Q)mkdir -p build
+	$(Q)flock build/.lock $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS)) image
+
+.PHONY: image
+image: build/kos.elf build/kos.abi.json
+	@:
+
+.PHONY: run
+run: build ## boot the kernel and show it at work; on a terminal, stay in its console
+	$(Q)$(VENV)/bin/kos run $(RUN_ARGS)
+
+.PHONY: test
+test: build ## run the whole test suite
+	$(Q)$(PYTEST) $(TEST_ARGS)
+
+.PHONY: unit
+unit: setup ## run the tests that need no machine: kernel C compiled for this host
+	$(Q)$(PYTEST) -n auto tests/unit
+
+.PHONY: lint
+lint: setup ## check format, style and types
+	$(Q)$(VENV)/bin/ruff check
+	$(Q)$(VENV)/bin/ruff format --check
+	$(Q)$(VENV)/bin/mypy
+	$(Q)$(C_SOURCES) | xargs -0r $(VENV)/bin/clang-format --dry-run -Werror
+
+.PHONY: format
+format: setup ## rewrite the sources in the project's format
+	$(Q)$(VENV)/bin/ruff check --fix --quiet || true
+	$(Q)$(VENV)/bin/ruff format
+	$(Q)$(C_SOURCES) | xargs -0r $(VENV)/bin/clang-format -i
+
+.PHONY: bench
+bench: build ## measure the kernel
+	$(Q)$(VENV)/bin/kos bench $(BENCH_ARGS)
+
+.PHONY: soak
+soak: build ## run the soak tests for MINUTES (default 10)
+	$(Q)KOS_TEST_MINUTES=$(MINUTES) $(PYTEST) -m soak
+
+.PHONY: fuzz
+fuzz: build ## run the fuzz tests for MINUTES (default 10)
+	$(Q)KOS_TEST_MINUTES=$(MINUTES) $(PYTEST) -m fuzz
+
+.PHONY: package
+package: build ## make the wheel: build/dist/kos-*.whl
+	$(Q)$(VENV)/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/dist .
+
+.PHONY: clean
+clean: ## remove what was built
+	$(Q)rm -rf build
+
+.PHONY: distclean
+distclean: clean ## remove what was built and what setup made in this tree
+	$(Q)rm -rf $(VENV) host/kos.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	$(Q)find $(wildcard host tests scripts) -name __pycache__ -prune -exec rm -rf {} +
+
+# After the targets above, so that the first of them stays the default.
+include scripts/kernel.mk

@@ -1,0 +1,129 @@
+/* See pcp.h. */
+#include "mm/pcp.h"
+#include "x86_64/percpu.h"
+#include "mm/memmap.h"
+#include "mm/zone.h"
+
+const s8 pcp_index[NR_ORDERS] = {0, 1, 2, 3, -1, -1, -1, -1, -1, 4, -1};
+static const u8 order_of[PCP_MAGAZINES] = {0, 1, 2, 3, 9};
+static const u8 slots_of[PCP_MAGAZINES] = {64, 32, 16, 8, 4};
+
+struct zone *pcp_zone;
+u64 pcp_zone_start;
+
+/* All magazines of an order together may hold at most 1/64 of the zone. */
+static u8 limit_for(unsigned m)
+{
+    u64 share = (pcp_zone->managed / 64 / cpu_count) >> order_of[m];
+    u64 limit = MIN(share, (u64)slots_of[m]);
+    return (u8)(limit < 2 ? 0 : limit);
+}
+
+void pcp_init(void)
+{
+    pcp_zone = zones[ZONE_NORMAL].managed ? &zones[ZONE_NORMAL] : &zones[ZONE_DMA];
+    pcp_zone_start = pcp_zone->start_pfn;
+    for_each_cpu(cpu) {
+        u32 first = 0;
+        for (unsigned m = 0; m < PCP_MAGAZINES; first += slots_of[m++]) {
+            u8 limit = limit_for(m);
+            cpu->pcp.magazine[m] =
+                (struct magazine){.limit = limit, .batch = limit / 2, .first = first};
+        }
+        memmap.metadata_bytes += sizeof(cpu->pcp);
+    }
+}
+
+u64 pcp_refill(struct pcp *pcp, unsigned order, bool reserve)
+{
+    struct magazine *m = &pcp->magazine[pcp_index[order]];
+    SPIN_GUARD(&m->lock);
+    if (m->count) /* filled meanwhile: this CPU's own interrupt does not, but be exact */
+        return pcp->slot[m->first + --m->count];
+    u32 *slots = &pcp->slot[m->first];
+    u32 got = zone_take(pcp_zone, order, MAX(m->batch, 1), reserve, slots);
+    if (!got)
+        return 0;
+    /* Lowest address on top: what is handed out next is what the buddy would have given. */
+    for (u32 i = 0; i < got / 2; i++) {
+        u32 t = slots[i];
+        slots[i] = slots[got - 1 - i];
+        slots[got - 1 - i] = t;
+    }
+    m->count = (u8)(got - 1);
+    return slots[got - 1];
+}
+
+void pcp_spill(struct pcp *pcp, unsigned order, u64 pfn)
+{
+    struct magazine *m = &pcp->magazine[pcp_index[order]];
+    u32 block = (u32)pfn;
+    SPIN_GUARD(&m->lock);
+    if (!m->limit) {
+        zone_give(pcp_zone, order, 1, &block);
+        return;
+    }
+    if (m->count == m->limit) { /* the oldest go: they are the coldest */
+        u32 *slots = &pcp->slot[m->first];
+        zone_give(pcp_zone, order, m->batch, slots);
+        m->count -= m->batch;
+        for (u32 i = 0; i < m->count; i++)
+            slots[i] = slots[i + m->batch];
+    }
+    pcp->slot[m->first + m->count++] = block;
+}
+
+u64 pcp_drain(void)
+{
+    u64 pages = 0;
+    for_each_cpu(cpu) {
+        for (unsigned i = 0; i < PCP_MAGAZINES; i++) {
+            struct magazine *m = &cpu->pcp.magazine[i];
+            SPIN_GUARD(&m->lock);
+            if (!m->count)
+                continue;
+            zone_give(pcp_zone, order_of[i], m->count, &cpu->pcp.slot[m->first]);
+            pages += (u64)m->count << order_of[i];
+            m->count = 0;
+        }
+    }
+    return pages;
+}
+
+u64 pcp_blocks(unsigned order)
+{
+    u64 n = 0;
+    if (pcp_index[order] < 0)
+        return 0;
+    for_each_cpu(cpu)
+        n += READ_ONCE(cpu->pcp.magazine[pcp_index[order]].count);
+    return n;
+}
+
+u64 pcp_pages(void)
+{
+    u64 n = 0;
+    for (unsigned i = 0; i < PCP_MAGAZINES; i++)
+        n += pcp_blocks(order_of[i]) << order_of[i];
+    return n;
+}
+
+bool pcp_find(u64 pfn, u64 *block, u32 *order, u32 *cpu_id)
+{
+    for_each_cpu(cpu) {
+        for (unsigned i = 0; i < PCP_MAGAZINES; i++) {
+            struct magazine *m = &cpu->pcp.magazine[i];
+            SPIN_GUARD(&m->lock);
+            for (u32 s = 0; s < m->count; s++) {
+                u32 at = cpu->pcp.slot[m->first + s];
+                if (pfn - at >= 1u << order_of[i])
+                    continue;
+                *block = at;
+                *order = order_of[i];
+                *cpu_id = cpu->id;
+                return true;
+            }
+        }
+    }
+    return false;
+}

@@ -1,0 +1,45 @@
+/*
+ * Per-CPU magazines: small stacks of free blocks in front of one zone (NORMAL, or DMA when there is
+ * nothing else), for orders 0 to 3 and 9. Filled and emptied in batches, so that most allocations
+ * take no shared lock.
+ *
+ * A block in a magazine is taken out of the buddy and has a page head of zero, like all that is free.
+ *
+ * Lock: one a magazine, because others drain it when memory runs short; its CPU finds it free.
+ */
+#pragma once
+#include "core/spinlock.h"
+#include "mm/mm.h"
+
+#define PCP_MAGAZINES 5
+#define PCP_SLOTS (64 + 32 + 16 + 8 + 4)
+
+struct magazine {
+    struct spinlock lock;
+    u8 count, limit, batch;
+    u32 first; /* of its slots */
+};
+
+struct pcp {
+    struct magazine magazine[PCP_MAGAZINES];
+    u32 slot[PCP_SLOTS]; /* pfn of each block */
+};
+
+extern struct zone *pcp_zone;
+extern u64 pcp_zone_start; /* its first frame: everything from there on goes through magazines */
+
+/* The magazine for an order, or -1. */
+extern const s8 pcp_index[NR_ORDERS];
+
+/* Sets the limits by the zone's size. */
+void pcp_init(void);
+/* Takes one block for an empty magazine's CPU, filling the magazine; 0 when the zone has none. */
+u64 pcp_refill(struct pcp *pcp, unsigned order, bool reserve);
+/* Gives back one block when its magazine is full, emptying a batch of it first. */
+void pcp_spill(struct pcp *pcp, unsigned order, u64 pfn);
+/* Empties all magazines of all CPUs into the zone; returns the frames that went back. */
+u64 pcp_drain(void);
+/* Frames in all magazines, and those of one order's blocks. */
+u64 pcp_pages(void);
+u64 pcp_blocks(unsigned order);
+bool pcp_find(u64 pfn, u64 *block, u32 *order, u32 *cpu);

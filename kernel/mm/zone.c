@@ -1,0 +1,106 @@
+/* See zone.h. */
+#include "mm/zone.h"
+#include "x86_64/paging.h"
+#include "lib/string.h"
+#include "mm/memmap.h"
+#include "mm/page.h"
+
+#define BLOCK_PAGES (1ull << MAX_ORDER)
+
+struct zone zones[NR_ZONES] = {
+    [ZONE_DMA] = {.name = "DMA"},
+    [ZONE_NORMAL] = {.name = "NORMAL"},
+    [ZONE_HIGHMEM] = {.name = "HIGHMEM"},
+};
+
+static void zone_add_free(struct zone *z)
+{
+    for (u32 i = 0; i < memmap.free.count; i++) {
+        u64 start = MAX(pfn_of(memmap.free.range[i].start), z->start_pfn);
+        u64 end = MIN(pfn_of(memmap.free.range[i].end), z->end_pfn);
+        if (start < end)
+            buddy_add(&z->buddy, start, end);
+    }
+    z->managed = z->buddy.free_pages;
+    z->watermark_min = z->managed / 256;
+    z->watermark_low = z->watermark_min * 5 / 4;
+    z->watermark_high = z->watermark_min * 3 / 2;
+}
+
+static u64 *zone_bitmaps(struct zone *z)
+{
+    u64 bytes = ALIGN_UP(buddy_words(z->end_pfn - z->start_pfn) * 8, PAGE_SIZE);
+    memmap.metadata_bytes += bytes;
+    return phys_to_virt(memmap_alloc(bytes, PAGE_SIZE));
+}
+
+void zones_init(void)
+{
+    u64 end = ALIGN_UP(page_end_pfn, BLOCK_PAGES);
+    u64 *bitmaps[NR_ZONES] = {0};
+    zones[ZONE_DMA].end_pfn = MIN(end, (u64)DMA_END_PFN);
+    zones[ZONE_NORMAL].start_pfn = zones[ZONE_DMA].end_pfn;
+    zones[ZONE_NORMAL].end_pfn = end;
+    zones[ZONE_HIGHMEM].start_pfn = zones[ZONE_HIGHMEM].end_pfn = end;
+    /* All early allocations come before the first zone is filled from what they leave. */
+    for (int i = 0; i < NR_ZONES; i++)
+        bitmaps[i] = zone_bitmaps(&zones[i]);
+    for (int i = 0; i < NR_ZONES; i++) {
+        struct zone *z = &zones[i];
+        buddy_init(&z->buddy, z->start_pfn, z->end_pfn - z->start_pfn, bitmaps[i]);
+        zone_add_free(z);
+    }
+}
+
+struct zone *zone_of(u64 pfn)
+{
+    return pfn < zones[ZONE_DMA].end_pfn ? &zones[ZONE_DMA] : &zones[ZONE_NORMAL];
+}
+
+u32 zone_take(struct zone *z, unsigned order, u32 n, bool reserve, u32 *pfns)
+{
+    u64 floor = (reserve ? 0 : z->watermark_min) + (1ull << order);
+    u32 got = 0;
+    SPIN_GUARD(&z->lock);
+    for (; got < n && z->buddy.free_pages >= floor; got++) {
+        u64 pfn = buddy_take(&z->buddy, order);
+        if (pfn == BUDDY_NONE)
+            break;
+        pfns[got] = (u32)pfn;
+    }
+    z->taken[order] += got;
+    z->failures += !got;
+    return got;
+}
+
+void zone_give(struct zone *z, unsigned order, u32 n, const u32 *pfns)
+{
+    SPIN_GUARD(&z->lock);
+    for (u32 i = 0; i < n; i++)
+        buddy_give(&z->buddy, pfns[i], order);
+    z->given[order] += n;
+}
+
+bool zone_claim(u64 pfn)
+{
+    struct zone *z = zone_of(pfn);
+    SPIN_GUARD(&z->lock);
+    bool claimed = buddy_claim(&z->buddy, pfn);
+    z->taken[0] += claimed;
+    return claimed;
+}
+
+bool zone_find_free(u64 pfn, u64 *block, u32 *order)
+{
+    struct zone *z = zone_of(pfn);
+    SPIN_GUARD(&z->lock);
+    return buddy_find(&z->buddy, pfn, block, order);
+}
+
+u32 zone_fragmentation(const struct zone *z, unsigned order)
+{
+    u64 useless = 0;
+    for (unsigned o = 0; o < order; o++)
+        useless += z->buddy.blocks[o] << o;
+    return z->buddy.free_pages ? (u32)(useless * 1000 / z->buddy.free_pages) : 0;
+}
