@@ -7,8 +7,8 @@
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-V ?= 0
-Q := $(if $(filter 1,$(V)),,@)
+override V := $(filter-out 0,$(V))
+Q := $(if $(V),,@)
 
 VENV := .venv
 STAMP := $(VENV)/.stamp

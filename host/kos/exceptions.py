@@ -125,15 +125,19 @@ class CallError(KOSError):
         call: Name of the call.
         errno: The kernel's error number, negative.
         message: What the kernel objected to; made from the name when left out.
+        results: What the call's results say about it, such as the index of the bad element.
 
     Example:
         >>> print(CallError("buddy_free", errno=-22))
         the kernel refused buddy_free (errno -22)
     """
 
-    def __init__(self, call: str, *, errno: int, message: str = "") -> None:
+    def __init__(
+        self, call: str, *, errno: int, message: str = "", results: tuple[int, ...] = ()
+    ) -> None:
         super().__init__(message or f"the kernel refused {call}", errno=errno)
         self.call = call
+        self.results = results
 
 
 class ProtocolError(KOSError):

@@ -25,5 +25,9 @@ struct command {
 void cprintf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* One line that names the bad word and what was expected; returns true (the usage says no more). */
 bool command_expected(const char *word, const char *expected);
+/* Says so, and returns true, when more than max words follow the command's name. */
+bool command_extra(int argc, char **argv, int max);
+/* Puts words together with single spaces, as much as fits; returns the length. */
+size_t command_join(char *buf, size_t cap, int n, char **words);
 /* Parses a number argument within [min, max]; says what was expected when it is none. */
 bool command_number(const char *word, const char *what, u64 min, u64 max, u64 *value);

@@ -74,6 +74,20 @@ bool command_expected(const char *word, const char *expected)
     return true;
 }
 
+bool command_extra(int argc, char **argv, int max)
+{
+    return argc > max + 1 && command_expected(argv[max + 1], "the end of the line");
+}
+
+size_t command_join(char *buf, size_t cap, int n, char **words)
+{
+    size_t len = 0;
+    buf[0] = 0;
+    for (int i = 0; i < n; i++)
+        len += MIN(format(buf + len, cap - len, "%s%s", i ? " " : "", words[i]), cap - len - 1);
+    return len;
+}
+
 bool command_number(const char *word, const char *what, u64 min, u64 max, u64 *value)
 {
     if (string_parse_u64(word, value) && *value >= min && *value <= max)

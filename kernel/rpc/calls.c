@@ -68,6 +68,12 @@ u32 call_arg_count(const struct call_desc *d)
     return n;
 }
 
+const char *call_type_name(enum call_type type)
+{
+    static const char *const names[] = {"", "u32", "u64", "paddr", "vaddr"};
+    return names[type];
+}
+
 /* What can be checked without knowing the call. */
 static long check(const struct call_desc *d, const struct rpc_entry *e, bool wire)
 {

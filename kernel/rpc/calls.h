@@ -41,6 +41,8 @@ extern const struct call_desc calls_begin[], calls_end[];
 const struct call_desc *call_by_number(u32 number);
 const struct call_desc *call_by_name(const char *name);
 u32 call_arg_count(const struct call_desc *d);
+/* "u32" and so on, as calls.def has it. */
+const char *call_type_name(enum call_type type);
 
 /*
  * Serves one entry (already copied) for a client; data and the limits on it are checked by the

@@ -58,6 +58,14 @@ void client_describe(const struct client *c, struct client_info *info)
     string_copy(info->name, c->name, sizeof(info->name));
 }
 
+void client_name_format(const struct client *c, char name[CLIENT_NAME])
+{
+    string_copy(name, c->name, CLIENT_NAME);
+    for (char *p = name; *p; p++)
+        if (*p < ' ' || *p > '~')
+            *p = '?';
+}
+
 u32 client_count(void)
 {
     u32 n = 0;

@@ -37,4 +37,6 @@ int client_open(const char *name, struct client **client);
 /* Gives everything back; returns the frames it held. */
 u64 client_close(struct client *c);
 void client_describe(const struct client *c, struct client_info *info);
+/* The name for the console: what is not printable shows as '?'. */
+void client_name_format(const struct client *c, char name[CLIENT_NAME]);
 u32 client_count(void);

@@ -1,0 +1,341 @@
+"""A machine: one QEMU with KOS running in it."""
+
+import os
+import threading
+import time
+import weakref
+from types import TracebackType
+from typing import Any, Self
+
+from kos import image
+from kos.abi import Abi
+from kos.exceptions import BootError, HostError, KernelPanic, KOSError, MachineExited
+from kos.machine._argv import Accel, MachineType, choose_accel, parse_size
+from kos.machine.console import Console
+from kos.machine.qemu import Qemu
+from kos.rpc.client import Batch, Client
+from kos.rpc.ring import Ring
+from kos.rpc.wire import Wire
+
+__all__ = ["Machine", "Monitor"]
+
+_BOOT_DEADLINE = 60.0
+_CLIENT_CLOSE = 4
+
+
+class Monitor:
+    """QEMU's own control channel, as `Machine.qmp`."""
+
+    def __init__(self, qemu: Qemu) -> None:
+        self._qemu = qemu
+
+    def execute(self, command: str, *, timeout: float = 10.0, **arguments: Any) -> Any:
+        """Run a QMP command.
+
+        Args:
+            command: Its name, such as `query-status`.
+            timeout: Seconds to wait for its result.
+            arguments: Its arguments.
+
+        Returns:
+            The result, as QMP has it.
+
+        Raises:
+            MonitorError: QEMU refused it.
+            MachineExited: QEMU ended.
+
+        Example:
+            >>> import kos
+            >>> kos.default_machine().qmp.execute("query-status")["status"]
+            'running'
+        """
+        return self._qemu.execute(command, timeout=timeout, **arguments)
+
+
+class Machine:
+    """A running KOS. Made by `kos.boot()`; see there for the arguments.
+
+    Example:
+        >>> import kos
+        >>> with kos.boot(memory="64M") as vm:
+        ...     addr = vm.client.buddy_alloc(0)
+        ...     vm.client.buddy_free(addr, 0)
+        ...     vm.console.run("alloc 0").startswith("0x")
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        memory: int | str = "256M",
+        cpus: int = 2,
+        machine: MachineType = "microvm",
+        accel: str = "auto",
+        deterministic: bool = False,
+        kernel: str | os.PathLike[str] | None = None,
+        append: str = "",
+        carrier: str = "rings",
+        timeout: float = 10.0,
+        boot_timeout: float = _BOOT_DEADLINE,
+    ) -> None:
+        self.memory = parse_size(memory)
+        self.cpus = cpus
+        self.deterministic = deterministic
+        self.kernel, abi_path = image.find(kernel)
+        self.abi = Abi.load(abi_path)
+        self.clients: weakref.WeakSet[Client] = weakref.WeakSet()
+        self.abandoned: list[int] = []
+        self.console = Console()
+        self._owner = os.getpid()
+        self._carrier = carrier
+        self._timeout = timeout
+        self._boot_timeout = boot_timeout
+        self._lock = threading.RLock()
+        self._closed = False
+        self._client: Client | None = None
+        accelerator: Accel = "tcg" if deterministic else choose_accel(accel)
+        if deterministic:
+            append = f"spin=0 {append}"
+        self._qemu = Qemu(
+            self.kernel,
+            memory_bytes=self.memory,
+            cpus=cpus,
+            machine=machine,
+            accel=accelerator,
+            deterministic=deterministic,
+            append=append.strip(),
+        )
+        self.accel = accelerator
+        self._start()
+
+    def _start(self) -> None:
+        self._qemu.console_tail = self.console.tail
+        self.console.attach(self._qemu.console_fd)
+        self.console.failure = lambda: self.wire.failure
+        self.qmp = Monitor(self._qemu)
+        self.wire = Wire(
+            self.abi,
+            (self._qemu.console_fd, self._qemu.wire_fd, self._qemu.pidfd),
+            self.console.feed,
+            self._exited,
+            self.console.tail,
+        )
+        self._ended = weakref.finalize(self, _end, self.wire, self._qemu)
+        try:
+            self._qemu.on_event(_event_handler(weakref.ref(self)))
+            self._qemu.start(timeout=self._boot_timeout)
+            self._wait_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    # Starting and ending
+
+    def _exited(self) -> KOSError:
+        """How QEMU ended, for those who wait for an answer."""
+        status = self._qemu.wait_exit(1.0)
+        signal = -status if status is not None and status < 0 else None
+        kind = MachineExited if self.wire.hellos else BootError
+        if kind is BootError:
+            return BootError(
+                "QEMU ended before the kernel was ready",
+                argv=self._qemu.argv,
+                exit_status=status,
+                stderr=self._qemu.stderr_text(),
+                console=self.console.tail(),
+            )
+        return MachineExited(
+            exit_status=status,
+            signal=signal,
+            argv=self._qemu.argv,
+            stderr=self._qemu.stderr_text(),
+            console=self.console.tail(),
+        )
+
+    def _wait_ready(self) -> None:
+        """Wait for the kernel's hello, check that it is the kernel we know, and connect."""
+        wire = self.wire
+        if not wire.ready.wait(self._boot_timeout):
+            raise self._boot_error(f"the kernel was not ready within {self._boot_timeout:g} s")
+        if wire.failure is not None:
+            raise wire.failure
+        hello = self.abi.layout("frame_hello").decode(wire.hello or b"")
+        build_id = bytes(hello["build_id"]).hex()  # type: ignore[arg-type]
+        if build_id != self.abi.build_id:
+            raise self._boot_error(
+                f"the running kernel has build id {build_id}, "
+                f"its ABI file is for {self.abi.build_id}"
+            )
+        self.boot_ticks = hello["boot_ticks"]
+        self._client = self.connect("python")
+
+    def _boot_error(self, message: str) -> BootError:
+        return BootError(
+            message,
+            argv=self._qemu.argv,
+            stderr=self._qemu.stderr_text(),
+            console=self.console.tail(),
+        )
+
+    def check_owner(self) -> None:
+        """Raise HostError in a process that was forked from the one that booted the machine."""
+        if os.getpid() != self._owner:
+            raise HostError("this machine belongs to the parent process; boot one here")
+
+    def guest_stopped(self) -> None:
+        """QEMU says that the guest shut down or reset itself."""
+        if self.wire.leaving:
+            threading.Thread(target=self._reboot, name="kos-reboot", daemon=True).start()
+            return
+        reason = "triple fault: the CPU reset itself, and the kernel could not say why"
+        self.wire.fail(KernelPanic(reason, text=self.console.tail()))
+        self.console.wake()
+
+    def _reboot(self) -> None:
+        try:
+            self.reset()
+        except KOSError as error:
+            self.wire.fail(error)
+            self.console.wake()
+
+    # What it offers
+
+    @property
+    def client(self) -> Client:
+        """The machine's own client: its methods are the kernel's calls."""
+        if self._client is None:
+            raise HostError("the machine is closed")
+        return self._client
+
+    def connect(self, name: str = "client", *, carrier: str | None = None) -> Client:
+        """Open one more client, which owns what it allocates.
+
+        Args:
+            name: Shown by the console's `clients`.
+            carrier: `rings` or `frames`; the machine's own when left out.
+        """
+        self._reap()
+        return Client(self, name, carrier=carrier or self._carrier, timeout=self._timeout)
+
+    def _reap(self) -> None:
+        """Close at the kernel the clients that were dropped without being closed."""
+        while self.abandoned:
+            self.wire.call(_CLIENT_CLOSE, (self.abandoned.pop(),), timeout=self._timeout)
+
+    def batch(self) -> Batch:
+        """Queue calls of `client` and send them together; see `Batch`."""
+        return self.client.batch()
+
+    @property
+    def ram(self) -> memoryview:
+        """All guest RAM, writable, one byte an element; `ram_offset` says where an address is."""
+        return self._qemu.ram
+
+    def ram_offset(self, paddr: int) -> int:
+        """Where in `ram` a physical address lies.
+
+        Raises:
+            ValueError: There is no RAM at that address.
+
+        Example:
+            >>> import kos
+            >>> kos.default_machine().ram_offset(0x300000) == 0x300000
+            True
+        """
+        offset = self._qemu.phys_to_ram_offset(paddr)
+        if offset is None:
+            raise ValueError(f"no RAM at physical address {paddr:#x}")
+        return offset
+
+    def make_ring(self, paddr: int, timeout: float) -> Ring:
+        """The ring that the kernel has at a physical address."""
+        return Ring(self.ram, self.ram_offset(paddr), paddr, self.wire, timeout)
+
+    @property
+    def pid(self) -> int:
+        """Process id of QEMU."""
+        return self._qemu.pid
+
+    @property
+    def argv(self) -> list[str]:
+        """The command line of QEMU."""
+        return self._qemu.argv
+
+    def pause(self) -> None:
+        """Stop all CPUs between two instructions."""
+        self._qemu.pause()
+
+    def resume(self) -> None:
+        """Let the CPUs go on."""
+        self._qemu.resume()
+
+    def reset(self) -> None:
+        """Boot the kernel anew, with its memory zeroed. All clients but the machine's own end."""
+        with self._lock:
+            self.check_owner()
+            for client in list(self.clients):
+                client.forget()
+            self.abandoned.clear()
+            self.wire.restart()
+            self._qemu.reset()
+            self._wait_ready()
+
+    def close(self) -> None:
+        """End the machine. Closing twice does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for client in list(self.clients):
+                client.forget()
+            self._client = None
+            self._ended()
+            self.console.wake()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the machine ends by itself (panic, exit); raises what ended it."""
+        until = None if timeout is None else time.monotonic() + timeout
+        waiter = self.wire.waiter()
+        while self.wire.failure is None:
+            waiter.clear()
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            if self.wire.failure is None:
+                waiter.wait(left)
+        self.wire.check()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"pid {self._qemu.pid}"
+        return f"<Machine {self.memory >> 20}M, {self.cpus} CPUs, {state}>"
+
+
+def _event_handler(machine: "weakref.ref[Machine]") -> Any:
+    def handle(event: Any) -> None:
+        vm = machine()
+        if vm is not None and event["event"] == "SHUTDOWN" and event["data"].get("guest"):
+            vm.guest_stopped()
+
+    return handle
+
+
+def _end(wire: Wire, qemu: Qemu) -> None:
+    """The wire's thread first: it reads from descriptors that QEMU's object closes."""
+    wire.close()
+    qemu.close()

@@ -1,0 +1,172 @@
+"""The machine's console: COM1, where the kernel prints and takes commands."""
+
+import os
+import re
+import select
+import sys
+import termios
+import threading
+import time
+import tty
+from collections.abc import Callable
+
+from kos.exceptions import CallTimeout, KOSError
+
+PROMPT = "kos> "
+_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-Z\\-_]")
+_LEAVE = b"\x1d"  # Ctrl-]
+
+
+class Console:
+    """What the kernel has printed, and a way to type.
+
+    All text since boot is kept, up to a megabyte. Times are seconds.
+
+    Example:
+        >>> import kos
+        >>> print(kos.default_machine().console.run("alloc 99"))
+        '99': expected an order, 0 to 10
+    """
+
+    KEEP = 1 << 20
+
+    def __init__(self) -> None:
+        self._fd = -1
+        self._changed = threading.Condition()
+        self._raw = bytearray()
+        self._dropped = 0
+        self._echo: Callable[[bytes], None] | None = None
+        self._command_lock = threading.Lock()
+        self.failure: Callable[[], KOSError | None] = lambda: None
+
+    def attach(self, fd: int) -> None:
+        """Called by the machine: type into this descriptor."""
+        self._fd = fd
+
+    def feed(self, data: bytes) -> None:
+        """Called by the machine's thread: the guest printed this."""
+        echo = self._echo
+        with self._changed:
+            self._raw += data
+            if len(self._raw) > self.KEEP:
+                excess = len(self._raw) - self.KEEP
+                del self._raw[:excess]
+                self._dropped += excess
+            self._changed.notify_all()
+        if echo is not None:
+            echo(data)
+
+    def wake(self) -> None:
+        """Called at the machine's end, so that nobody waits for text that cannot come."""
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def text(self) -> str:
+        """All that was printed, without terminal escapes and carriage returns."""
+        return self._clean(bytes(self._raw))
+
+    @staticmethod
+    def _clean(raw: bytes) -> str:
+        return _ESCAPE.sub("", raw.decode(errors="replace")).replace("\r", "")
+
+    def tail(self, lines: int = 20) -> str:
+        """The last lines of `text`."""
+        return "\n".join(self.text.splitlines()[-lines:])
+
+    @property
+    def position(self) -> int:
+        """Bytes printed so far: a mark for `wait_for`."""
+        with self._changed:
+            return self._dropped + len(self._raw)
+
+    def send(self, text: str | bytes) -> None:
+        """Type: bytes go to the kernel as they are."""
+        data = text.encode() if isinstance(text, str) else text
+        until = time.monotonic() + 10.0
+        while data:
+            try:
+                data = data[os.write(self._fd, data) :]
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise CallTimeout("typing on the console", 10.0, self.tail()) from None
+                select.select([], [self._fd], [], max(0.0, until - time.monotonic()))
+
+    def wait_for(self, pattern: str, *, start: int | None = None, timeout: float = 10.0) -> str:
+        """Wait until text that was printed since `start` matches a regular expression.
+
+        Args:
+            pattern: Searched for in the cleaned text, as by `re.search` with MULTILINE.
+            start: A `position`; the beginning when left out.
+            timeout: Seconds.
+
+        Returns:
+            The text from `start` to the end of the match.
+
+        Raises:
+            CallTimeout: It did not come in time.
+            KernelPanic, MachineExited: It can no longer come.
+        """
+        until = time.monotonic() + timeout
+        regex = re.compile(pattern, re.MULTILINE)
+        with self._changed:
+            while True:
+                raw = bytes(self._raw[max(0, (start or 0) - self._dropped) :])
+                text = self._clean(raw)
+                found = regex.search(text)
+                if found:
+                    return text[: found.end()]
+                error = self.failure()
+                if error is not None:
+                    raise error
+                if not self._changed.wait(until - time.monotonic()) and time.monotonic() > until:
+                    raise CallTimeout(f"the text {pattern!r}", timeout, self.tail())
+
+    def run(self, command: str, *, timeout: float = 10.0) -> str:
+        """Type a command line and return what it printed.
+
+        Args:
+            command: One line, without its end.
+            timeout: Seconds that it may take.
+
+        Raises:
+            ValueError: It has a control character, such as a line end.
+            CallTimeout: The prompt did not come back in time.
+        """
+        if any(ord(c) < 32 or ord(c) > 126 for c in command) or len(command) > 255:
+            raise ValueError(f"a command is one line of at most 255 plain characters: {command!r}")
+        with self._command_lock:
+            start = self.position
+            self.send(command + "\r")
+            text = self.wait_for(
+                r"\n(.*\n)*?" + re.escape(PROMPT) + r"\Z", start=start, timeout=timeout
+            )
+        return text.split("\n", 1)[1].removesuffix(PROMPT).rstrip("\n")
+
+    def interact(self) -> None:
+        """Give the terminal to the console until Ctrl-] is typed or the machine ends."""
+        fd = sys.stdin.fileno()
+        saved = termios.tcgetattr(fd)
+        self._echo = self._to_terminal
+        try:
+            tty.setraw(fd)
+            self._relay(fd)
+        finally:
+            self._echo = None
+            termios.tcsetattr(fd, termios.TCSADRAIN, saved)
+            print()
+
+    @staticmethod
+    def _to_terminal(data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(sys.stdout.fileno(), view) :]
+
+    def _relay(self, fd: int) -> None:
+        while self.failure() is None:
+            ready, _, _ = select.select([fd], [], [], 0.25)
+            typed = os.read(fd, 1024) if ready else None
+            if typed == b"" or (typed and _LEAVE in typed):
+                return
+            if typed:
+                self.send(typed)

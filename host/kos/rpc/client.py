@@ -1,0 +1,337 @@
+"""A client: one connection to the kernel, and what it owns there.
+
+Each thread that calls gets a ring of its own; the ring of a thread that ended serves the next one.
+"""
+
+import threading
+import weakref
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from kos.exceptions import CallError, HostError, KOSError
+from kos.memory.constants import ENFILE, errno_name
+from kos.rpc.base import Answer, DataLike, Pending
+from kos.rpc.calls import BatchCalls, Calls
+from kos.rpc.ring import Request, Ring, refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kos.machine import Machine
+
+T = TypeVar("T")
+
+_CLIENT_OPEN, _CLIENT_CLOSE, _RING_OPEN, _RING_CLOSE = 3, 4, 5, 6
+_BATCH_ENTRIES = 64
+
+
+class FrameCarrier:
+    """Calls in frames on the wire: slow, but it needs no shared RAM."""
+
+    broken = False
+    data_bytes = 4096
+
+    def __init__(self, machine: "Machine", client: int, timeout: float) -> None:
+        self._wire = machine.wire
+        self._client = client
+        self.timeout = timeout
+
+    def fast(
+        self, number: int, a0: int = 0, a1: int = 0, a2: int = 0, a3: int = 0, a4: int = 0
+    ) -> int:
+        """A call without data; its first result."""
+        return self.full(number, (a0, a1, a2, a3, a4), b"", 0)[0]
+
+    def full(self, number: int, args: tuple[int, ...], data: DataLike, capacity: int) -> Answer:
+        """Any call; both results and the answer's data."""
+        ((status, answer),) = self.many([(number, args, data, capacity)])
+        if status < 0:
+            refuse(self._wire, number, status, answer[:2])
+        return answer
+
+    def room(self, data: DataLike, capacity: int) -> int:
+        """Calls go one after another: none takes room from the next."""
+        return 0
+
+    def many(self, requests: "list[Request]") -> list[tuple[int, Answer]]:
+        """Several calls, one after another."""
+        return [
+            self._wire.call(
+                number,
+                args,
+                bytes(data),
+                client=self._client,
+                capacity=capacity,
+                timeout=self.timeout,
+            )
+            for number, args, data, capacity in requests
+        ]
+
+
+class _ThreadRing:
+    """A thread's hold on a ring; when the thread has ended, the ring goes back to its client."""
+
+    def __init__(self, ring: Ring, spare: list[Ring]) -> None:
+        self.ring = ring
+        self._spare = spare
+
+    def __del__(self) -> None:
+        if not self.ring.broken:
+            self._spare.append(self.ring)
+
+
+class Client(Calls):
+    """A connection to a running kernel: its calls are this object's methods.
+
+    Made by `Machine.connect()`; every machine has one from the start, `Machine.client`. What a
+    client owns - frames, mappings - is given back when it closes.
+
+    Args:
+        machine: The machine.
+        name: Shown by the kernel's console, up to 23 characters.
+        carrier: `rings`, or `frames` to send every call over the serial line.
+        timeout: Seconds that a call may take.
+
+    Example:
+        >>> import kos
+        >>> with kos.default_machine().connect("example") as client:
+        ...     addr = client.buddy_alloc(3)
+        ...     info = client.page_info(addr)
+        >>> info.order, info.refs
+        (3, 1)
+    """
+
+    def __init__(
+        self, machine: "Machine", name: str, *, carrier: str = "rings", timeout: float = 10.0
+    ) -> None:
+        if carrier not in ("rings", "frames"):
+            raise ValueError(f"carrier is 'rings' or 'frames', not {carrier!r}")
+        if len(name.encode()) > 23:
+            raise ValueError(f"a client's name has at most 23 bytes, not {name!r}")
+        self.machine = machine
+        self.name = name
+        self.abi = machine.abi
+        self.carrier = carrier
+        self.timeout = timeout
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._spare: list[Ring] = []
+        self._rings: list[Ring] = []
+        self._closed = False
+        self.id, ring = self._control(_CLIENT_OPEN, (), name.encode())
+        self._keep(ring)
+        machine.clients.add(self)
+        self._release = weakref.finalize(self, _abandon, machine, self.id)
+
+    def _control(self, number: int, args: tuple[int, ...], data: bytes = b"") -> tuple[int, int]:
+        status, (first, second, _) = self.machine.wire.call(
+            number, args, data, timeout=self.timeout
+        )
+        if status < 0:
+            refuse(self.machine.wire, number, status, (first, second))
+        return first, second
+
+    def _keep(self, paddr: int) -> None:
+        ring = self.machine.make_ring(paddr, self.timeout)
+        with self._lock:
+            self._rings.append(ring)
+            self._spare.append(ring)
+
+    # Carrying calls
+
+    def _attach(self) -> Ring | FrameCarrier:
+        """The calling thread's carrier, made at its first call."""
+        self._check_open()
+        if self.carrier == "frames":
+            self._local.carrier = FrameCarrier(self.machine, self.id, self.timeout)
+            return self._local.carrier  # type: ignore[no-any-return]
+        try:
+            ring = self._spare.pop()
+        except IndexError:
+            return self._attach_new()
+        self._local.hold = _ThreadRing(ring, self._spare)
+        self._local.carrier = ring
+        return ring
+
+    def _attach_new(self) -> Ring | FrameCarrier:
+        try:
+            self._keep(self._control(_RING_OPEN, (self.id,))[0])
+        except CallError as error:
+            if error.errno != ENFILE:
+                raise
+            # The kernel has no more rings: this thread's calls take the line.
+            self._local.carrier = FrameCarrier(self.machine, self.id, self.timeout)
+            return self._local.carrier  # type: ignore[no-any-return]
+        return self._attach()
+
+    def _carrier(self) -> Ring | FrameCarrier:
+        carrier: Ring | FrameCarrier | None = getattr(self._local, "carrier", None)
+        if carrier is None or carrier.broken:
+            self._replace_broken()
+            carrier = self._attach()
+        return carrier
+
+    def _replace_broken(self) -> None:
+        """A ring that timed out may still be written to by the kernel: it is closed, not reused."""
+        hold = getattr(self._local, "hold", None)
+        if hold is None or not hold.ring.broken:
+            return
+        self.machine.wire.check()
+        del self._local.hold, self._local.carrier
+        with self._lock:
+            self._rings.remove(hold.ring)
+        self._control(_RING_CLOSE, (hold.ring.paddr,))
+
+    def _fast(
+        self, number: int, a0: int = 0, a1: int = 0, a2: int = 0, a3: int = 0, a4: int = 0
+    ) -> int:
+        try:
+            carrier = self._local.carrier
+            if carrier.broken:
+                carrier = self._carrier()
+        except AttributeError:
+            carrier = self._attach()
+        try:
+            return carrier.fast(number, a0, a1, a2, a3, a4)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise self._explain(error, number, (a0, a1, a2, a3, a4)) from None
+
+    def _full(self, number: int, args: tuple[int, ...], data: DataLike, capacity: int) -> Answer:
+        try:
+            return self._carrier().full(number, args, data, capacity)
+        except Exception as error:
+            raise self._explain(error, number, args) from None
+
+    def _explain(self, error: Exception, number: int, args: tuple[int, ...]) -> Exception:
+        """An argument that cannot be packed is named, with what is allowed."""
+        import struct
+
+        if not isinstance(error, struct.error):
+            return error
+        for parameter, value in zip(self.abi.by_number[number].args, args, strict=False):
+            if not isinstance(value, int):
+                kind = type(value).__name__
+                return TypeError(f"{parameter.name} is a whole number, not {value!r} ({kind})")
+            if not 0 <= value < 1 << 64:
+                return ValueError(f"{parameter.name} is a number from 0 to 2^64-1, not {value}")
+        return error
+
+    def batch(self) -> "Batch":
+        """Queue calls and send them together; see `Batch`."""
+        return Batch(self)
+
+    # Ending
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise HostError(f"client {self.name!r} is closed")
+        self.machine.check_owner()
+        self.machine.wire.check()
+
+    def forget(self) -> None:
+        """The machine boots anew, or this process is a fork: the connection is gone."""
+        self._closed = True
+        self._local = threading.local()
+        self._spare.clear()
+        self._release.detach()
+
+    def close(self) -> None:
+        """Give everything back. Closing twice, or after the machine, does nothing."""
+        if self._closed:
+            return
+        self.forget()
+        if self.machine.wire.failure is None:
+            self._control(_CLIENT_CLOSE, (self.id,))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Client {self.name!r} id={self.id} of {self.machine!r}>"
+
+
+def _abandon(machine: "Machine", client: int) -> None:
+    """A client that nobody holds any more: its end is told to the kernel at the next connect."""
+    machine.abandoned.append(client)
+
+
+class Batch(BatchCalls):
+    """Calls that are queued and sent together, with one doorbell.
+
+    At the end of its `with` all have been served, in order; each answer is in its `Pending`. A
+    refused call does not stop those after it. If the `with` ends by an exception, nothing is sent.
+
+    Example:
+        >>> import kos
+        >>> with kos.default_machine().batch() as batch:
+        ...     blocks = [batch.buddy_alloc(0) for _ in range(100)]
+        >>> with kos.default_machine().batch() as batch:
+        ...     for block in blocks:
+        ...         _ = batch.buddy_free(block.value, 0)
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.abi = client.abi
+        self._requests: list[tuple[Request, Pending[object]]] = []
+
+    def _queue(
+        self,
+        number: int,
+        args: tuple[int, ...],
+        data: DataLike,
+        capacity: int,
+        decode: "Callable[[int, int, bytes], T]",
+    ) -> Pending[T]:
+        pending = Pending(decode)
+        self._requests.append(((number, args, bytes(data), capacity), pending))  # type: ignore[arg-type]
+        return pending
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        requests, self._requests = self._requests, []
+        if kind is None:
+            self._send(requests)
+
+    def _send(self, requests: list[tuple[Request, Pending[object]]]) -> None:
+        carrier = self._client._carrier()
+        while requests:
+            count = self._fitting(carrier, requests)
+            part, requests = requests[:count], requests[count:]
+            answers = carrier.many([request for request, _ in part])
+            for ((number, *_), pending), (status, answer) in zip(part, answers, strict=True):
+                pending.settle(answer, self._error(number, status, answer))
+
+    @staticmethod
+    def _fitting(
+        carrier: Ring | FrameCarrier, requests: list[tuple[Request, Pending[object]]]
+    ) -> int:
+        """How many of the calls fit the queue and the data area together; at least one."""
+        room = carrier.data_bytes
+        for count, ((_, _, data, capacity), _) in enumerate(requests[:_BATCH_ENTRIES]):
+            room -= carrier.room(data, capacity)
+            if room < 0:
+                return max(count, 1)
+        return min(len(requests), _BATCH_ENTRIES)
+
+    def _error(self, number: int, status: int, answer: Answer) -> KOSError | None:
+        if status >= 0:
+            return None
+        name = self._client.machine.wire.abi_call(number)
+        message = f"{name}: {errno_name(status)}"
+        return CallError(name, errno=status, results=answer[:2], message=message)

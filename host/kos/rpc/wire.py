@@ -1,0 +1,252 @@
+"""The machine's two serial lines, served by one thread: COM1 is the console, COM2 the wire.
+
+The thread ends every wait the moment its end is known: the reply, a panic, or QEMU's exit. From then
+on `failure` says why nothing more will come.
+"""
+
+import os
+import select
+import threading
+import time
+import weakref
+from collections.abc import Callable
+
+from kos.abi import Abi
+from kos.exceptions import CallTimeout, HostError, KernelPanic, KOSError, ProtocolError
+from kos.rpc import frames
+from kos.rpc.base import Answer
+
+_READ = 65536
+
+
+class Wire:
+    """Both serial lines of one machine.
+
+    Args:
+        console_fd: Non-blocking end of COM1.
+        wire_fd: Non-blocking end of COM2.
+        pidfd: Readable when QEMU has exited.
+        on_console: Gets the console's bytes as they come.
+        on_exit: Makes the error that says how QEMU ended.
+        console_tail: The end of the console's text, for errors.
+    """
+
+    def __init__(
+        self,
+        abi: Abi,
+        fds: tuple[int, int, int],
+        on_console: Callable[[bytes], None],
+        on_exit: Callable[[], KOSError],
+        console_tail: Callable[[], str],
+    ) -> None:
+        self._abi = abi
+        self._console_fd, self._wire_fd, self._pidfd = fds
+        self._on_console = on_console
+        self._on_exit = on_exit
+        self.console_tail = console_tail
+        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._decoder = frames.Decoder()
+        self._call_lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._tag = 0
+        self._reply: frames.Received | None = None
+        self._replied = threading.Event()
+        self.ready = threading.Event()
+        self.hello: bytes | None = None
+        self.hellos = 0
+        self.leaving = False
+        self.failure: KOSError | None = None
+        self._waiters: weakref.WeakSet[threading.Event] = weakref.WeakSet()
+        self._thread = threading.Thread(target=self._run, name="kos-wire", daemon=True)
+        self._thread.start()
+
+    # The thread
+
+    def _run(self) -> None:
+        poll = select.poll()
+        for fd in (self._console_fd, self._wire_fd, self._pidfd, self._stop_fd):
+            poll.register(fd, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poll.poll()}
+            if self._console_fd in ready and not self._take(self._console_fd, self._on_console):
+                poll.unregister(self._console_fd)
+            if self._wire_fd in ready and not self._take(self._wire_fd, self._on_wire):
+                poll.unregister(self._wire_fd)
+            if self._stop_fd in ready:
+                return
+            if self._pidfd in ready:
+                self._drain()
+                self.fail(self._on_exit())
+                return
+
+    @staticmethod
+    def _take(fd: int, sink: Callable[[bytes], None]) -> bool:
+        """Read once; False when the other end is gone."""
+        try:
+            data = os.read(fd, _READ)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if data:
+            sink(data)
+        return bool(data)
+
+    def _drain(self) -> None:
+        """What QEMU wrote before it died is still in the sockets."""
+        for fd, sink in ((self._console_fd, self._on_console), (self._wire_fd, self._on_wire)):
+            while select.select([fd], [], [], 0)[0] and self._take(fd, sink):
+                pass
+
+    def _on_wire(self, data: bytes) -> None:
+        for received in self._decoder.feed(data):
+            if received.kind == 0:
+                self._wake()
+            elif received.kind == frames.HELLO:
+                self.hello = received.body
+                self.hellos += 1
+                self.ready.set()
+            elif received.kind == frames.PANIC:
+                self.fail(self._panic(received.body))
+            elif received.kind == frames.BYE:
+                self.leaving = True
+            elif received.kind in (frames.REPLY, frames.ERROR):
+                self._reply = received
+                self._replied.set()
+
+    def _panic(self, body: bytes) -> KernelPanic:
+        layout = self._abi.layout("panic_report")
+        regs = self._abi.layout("pt_regs")
+        report = layout.decode(body.ljust(layout.size, b"\0"))
+        at = layout.offset("regs")
+        registers = {
+            n: int(v)
+            for n, v in regs.decode(body[at : at + regs.size]).items()
+            if isinstance(v, int)
+        }
+        registers |= {"cr2": int(report["cr2"]), "cr3": int(report["cr3"])}  # type: ignore[arg-type]
+        text = body[layout.size :].decode(errors="replace")
+        trace = [line.strip() for line in text.splitlines() if line.startswith("  #")]
+        return KernelPanic(str(report["reason"]), registers=registers, trace=trace, text=text)
+
+    # Ending
+
+    def fail(self, error: KOSError) -> None:
+        """Nothing more will come, because of this; the first reason stays."""
+        if self.failure is None:
+            self.failure = error
+        self.ready.set()
+        self._replied.set()
+        self._wake()
+
+    def restart(self) -> None:
+        """The machine is about to boot anew: what was said before does not count."""
+        self.failure = None
+        self.leaving = False
+        self.hello = None
+        self.ready.clear()
+
+    def close(self) -> None:
+        """End the thread. The descriptors belong to the caller, who may close them afterwards."""
+        self.fail(HostError("the machine was closed"))
+        if self._stop_fd < 0:
+            return
+        os.eventfd_write(self._stop_fd, 1)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        os.close(self._stop_fd)
+        self._stop_fd = -1
+
+    def abi_call(self, number: int) -> str:
+        """The name of a call, for messages."""
+        call = self._abi.by_number.get(number)
+        return call.name if call else f"call {number}"
+
+    def check(self) -> None:
+        """Raise what ended the machine, if anything did."""
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
+
+    # Waiting and sending
+
+    def _wake(self) -> None:
+        for waiter in list(self._waiters):
+            waiter.set()
+
+    def waiter(self) -> threading.Event:
+        """An event that is set at each doorbell and at the machine's end."""
+        event = threading.Event()
+        self._waiters.add(event)
+        return event
+
+    def bell(self) -> None:
+        """Send the doorbell: some ring has entries."""
+        self.send(frames.DOORBELL, time.monotonic() + 10.0)
+
+    def send(self, data: bytes, until: float) -> None:
+        """Send bytes as they are; CallTimeout when the guest does not take them in time."""
+        with self._write_lock:
+            while data:
+                self.check()
+                try:
+                    data = data[os.write(self._wire_fd, data) :]
+                except BlockingIOError:
+                    self._wait_writable(until)
+                except OSError:
+                    self._wait_failure(until)
+
+    def _wait_writable(self, until: float) -> None:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise CallTimeout("sending on the wire", 0.0, console=self.console_tail())
+        select.select([], [self._wire_fd], [self._pidfd], left)
+
+    def _wait_failure(self, until: float) -> None:
+        """The line is closed: the thread is about to say why."""
+        while self.failure is None and time.monotonic() < until:
+            self.ready.wait(until - time.monotonic())
+        self.check()
+
+    def call(
+        self,
+        number: int,
+        args: tuple[int, ...] = (),
+        data: bytes = b"",
+        *,
+        client: int = 0,
+        capacity: int = 0,
+        timeout: float = 10.0,
+    ) -> tuple[int, Answer]:
+        """One call in a frame; returns its status and the answer. One at a time on a wire.
+
+        Raises:
+            CallTimeout: There was no answer in time.
+            ProtocolError: The kernel did not understand the frame, or answered another one.
+            KernelPanic, MachineExited: The machine ended meanwhile.
+        """
+        until = time.monotonic() + timeout
+        name = self.abi_call(number)
+        with self._call_lock:
+            self._tag = tag = (self._tag + 1) & 0xFFFFFFFF
+            padded = (*args, 0, 0, 0, 0, 0)[:5]
+            entry = frames.ENTRY.pack(number, client, tag, *padded, 0, len(data), capacity, 0)
+            self._replied.clear()
+            self._reply = None
+            self.check()
+            self.send(frames.call_frame(entry, data), until)
+            return self._answer(name, tag, until, timeout)
+
+    def _answer(self, name: str, tag: int, until: float, timeout: float) -> tuple[int, Answer]:
+        while True:
+            if not self._replied.wait(max(0.0, until - time.monotonic())):
+                raise CallTimeout(name, timeout, console=self.console_tail())
+            self._replied.clear()
+            reply, self._reply = self._reply, None
+            if reply is None:
+                self.check()
+                continue
+            if reply.kind == frames.ERROR or len(reply.body) < frames.COMPLETION.size:
+                raise ProtocolError(f"the kernel did not understand the frame of {name}")
+            got, status, first, second, _, _ = frames.COMPLETION.unpack_from(reply.body)
+            if got == tag:  # else it is the late answer to a call that was given up
+                return status, (first, second, reply.body[frames.COMPLETION.size :])
