@@ -1,6 +1,7 @@
 /* Console commands that show the hardware's side: CPUs and page tables; and reboot. */
 #include "console/command.h"
 #include "core/spinlock.h"
+#include "lib/printf.h"
 #include "rpc/client.h"
 #include "rpc/frame.h"
 #include "x86_64/cpu.h"
@@ -20,17 +21,21 @@ static void print_counters(void)
 
 static void print_memory(void)
 {
-    cprintf("CPU  stack                                    magazines: blocks of order, limit\n"
-            "                                                  0      1      2      3      9\n");
+    char fill[16];
+    cprintf("CPU  stack                                      blocks in magazines / limit\n"
+            "                                       order      0      1      2      3      9\n");
     for_each_cpu(c) {
-        cprintf("%3u  0x%016lx-0x%016lx  ", c->id, c->stack_low, c->stack_top - 1);
-        for (unsigned i = 0; i < PCP_MAGAZINES; i++)
-            cprintf("  %2u/%-2u", READ_ONCE(c->pcp.magazine[i].count), c->pcp.magazine[i].limit);
+        cprintf("%3u  0x%016lx-0x%016lx", c->id, c->stack_low, c->stack_top - 1);
+        for (unsigned i = 0; i < PCP_MAGAZINES; i++) {
+            const struct magazine *m = &c->pcp.magazine[i];
+            format(fill, sizeof(fill), "%u/%u", READ_ONCE(m->count), m->limit);
+            cprintf("%7s", fill);
+        }
         cprintf("\n");
     }
 }
 
-COMMAND(cpus, "", "the CPUs: state, counters, magazines, stacks")
+COMMAND(cpus, "", "the CPUs: counters, stacks, magazines")
 {
     if (command_extra(argc, argv, 0))
         return true;
@@ -75,7 +80,7 @@ static void print_translation(u64 vaddr, const struct pt_step *steps, unsigned n
         every &= steps[i].entry;
         any |= steps[i].entry;
     }
-    if (!(every & PTE_PRESENT)) {
+    if (!n || !(every & PTE_PRESENT)) {
         cprintf("not mapped\n");
         return;
     }
@@ -93,10 +98,10 @@ COMMAND(pt, "<addr> [client]", "the page-table walk for a virtual address")
     if (argc < 2)
         return false;
     if (command_extra(argc, argv, 2) ||
-        !command_number(argv[1], "a virtual address", 0, UINT64_MAX, &vaddr))
+        !command_number(argv[1], "an address", 0, UINT64_MAX, &vaddr))
         return true;
     if (!is_canonical(vaddr))
-        return command_expected(argv[1], "an address below 0x800000000000 or a kernel one");
+        return command_expected(argv[1], "a canonical address: bits 47 to 63 all the same");
     if (argc > 2) {
         if (!command_number(argv[2], "the id of a client", 1, MAX_CLIENTS - 1, &id))
             return true;

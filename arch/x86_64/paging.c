@@ -6,7 +6,6 @@
 #include "x86_64/cpu.h"
 #include "core/panic.h"
 #include "lib/printf.h"
-#include "lib/string.h"
 #include "mm/memmap.h"
 
 #define GUARD_MARKS 64
@@ -40,9 +39,7 @@ static u64 *table_at(u64 entry)
 
 static u64 table_new(void)
 {
-    u64 paddr = memmap_alloc(PAGE_SIZE, PAGE_SIZE);
-    memset(phys_to_virt(paddr), 0, PAGE_SIZE);
-    return paddr;
+    return memmap_alloc(PAGE_SIZE, PAGE_SIZE);
 }
 
 /* The entry for vaddr at a level, with the tables above it made where missing. */
@@ -74,14 +71,13 @@ void paging_map(u64 vaddr, u64 paddr, u64 size, u64 flags)
         u64 span = pt_span(level);
         u64 *e = entry_for(vaddr, level);
         u64 value = paddr | flags | (level > 1 ? PTE_LARGE : 0);
-        /* The rest of this table in one go: the walk down is the costly part. */
-        do {
-            *e++ = value;
-            value += span;
-            vaddr += span;
-            paddr += span;
-            size -= span;
-        } while (size >= span && pt_index(vaddr, level) && largest_level(vaddr, paddr, size) == level);
+        /* All that goes into this table: a larger page can only begin where the next table does. */
+        u64 count = MIN(size / span, (u64)PT_ENTRIES - pt_index(vaddr, level));
+        for (u64 i = 0; i < count; i++, value += span)
+            e[i] = value;
+        vaddr += count * span;
+        paddr += count * span;
+        size -= count * span;
     }
 }
 
@@ -144,7 +140,7 @@ static void map_direct(void)
 
 void paging_init(void)
 {
-    kernel_root = table_new();
+    kernel_root = memmap_alloc_first(PAGE_SIZE);
     map_image();
     map_direct();
     write_cr3(kernel_root);

@@ -2,7 +2,6 @@
 
 import atexit
 import contextvars
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 
 from kos.exceptions import KOSError
 from kos.machine import Machine
+from kos.settings import resolve
 
 _lock = threading.RLock()
 _default: Machine | None = None
@@ -64,7 +64,8 @@ def boot(
 def default_machine() -> Machine:
     """The machine that the documented API uses: chosen by `use`, else one booted on first use.
 
-    The default machine lives until the program ends. `KOS_MEMORY` and `KOS_CPUS` change its size.
+    The default machine lives until the program ends. What it is like comes from `kos.settings`:
+    `KOS_MEMORY`, `KOS_CPUS` and so on, and `[tool.kos]` in pyproject.toml.
 
     Example:
         >>> import kos
@@ -77,10 +78,7 @@ def default_machine() -> Machine:
         return chosen
     with _lock:
         if _default is None or _is_over(_default):
-            _default = boot(
-                memory=os.environ.get("KOS_MEMORY", "256M"),
-                cpus=int(os.environ.get("KOS_CPUS", "2")),
-            )
+            _default = boot(**resolve())
         return _default
 
 
@@ -106,7 +104,7 @@ def boot_default(memory: int) -> Machine:
     """Boot the default machine with that many bytes of RAM; there must be none yet."""
     global _default
     with _lock:
-        _default = boot(memory=memory)
+        _default = boot(**resolve(memory=memory))
         return _default
 
 

@@ -1,7 +1,6 @@
 /*
- * See kbench.h. The first pair is not timed: it fills the magazine, or splits what must be split.
- * After that a pair takes and gives back the same block, whose buddy is in use, so that nothing
- * splits or merges.
+ * See kbench.h. A first pair is not timed: it fills the magazine. After that each takes and gives
+ * back the same block, whose buddy is in use, so that nothing splits or merges.
  */
 #include "debug/kbench.h"
 #include "x86_64/cpu.h"
@@ -11,48 +10,112 @@
 #include "mm/zone.h"
 
 #define ROUNDS_MAX 1000000
+#define HELD_MAX 256
 
-static bool pair_pages(unsigned order)
-{
-    u64 pfn = pages_alloc(order, PAGE_KERNEL, 0, 0);
-    return pfn && !pages_free(pfn, order, PAGE_KERNEL, 0);
-}
+/* Blocks kept out of the zone during a measurement; 0: given back already. */
+struct held {
+    u64 pfn[HELD_MAX];
+    u32 count;
+};
 
-static bool pair_zone(unsigned order)
-{
-    u32 pfn;
-    if (!zone_take(pcp_zone, order, 1, false, &pfn))
-        return false;
-    zone_give(pcp_zone, order, 1, &pfn);
-    return true;
-}
+/* One loop for each order, so that the order is a constant, as it is where the kernel allocates. */
+#define DEFINE_PAGES(order)                                                                        \
+    static __attribute__((noinline)) u64 time_pages_##order(u32 rounds)                            \
+    {                                                                                              \
+        u64 start = rdtsc();                                                                       \
+        for (u32 i = 0; i < rounds; i++)                                                           \
+            pages_free(pages_alloc(order, PAGE_KERNEL, 0, 0), order, PAGE_KERNEL, 0);              \
+        return rdtsc() - start;                                                                    \
+    }
+DEFINE_PAGES(0)
+DEFINE_PAGES(1)
+DEFINE_PAGES(2)
+DEFINE_PAGES(3)
+DEFINE_PAGES(4)
+DEFINE_PAGES(5)
+DEFINE_PAGES(6)
+DEFINE_PAGES(7)
+DEFINE_PAGES(8)
+DEFINE_PAGES(9)
+DEFINE_PAGES(10)
 
-static __attribute__((noinline)) bool pair_empty(unsigned order)
-{
-    __asm__ volatile("" : : "r"(order));
-    return true;
-}
+static u64 (*const time_pages[NR_ORDERS])(u32) = {
+    time_pages_0, time_pages_1, time_pages_2, time_pages_3, time_pages_4,  time_pages_5,
+    time_pages_6, time_pages_7, time_pages_8, time_pages_9, time_pages_10,
+};
 
-static int time_pairs(bool (*pair)(unsigned), unsigned order, u32 rounds, u64 *ticks)
+/* Past the magazines, also for the orders that have them. */
+static u64 time_zone(unsigned order, u32 rounds)
 {
-    if (!pair(order))
-        return -ENOMEM;
     u64 start = rdtsc();
     for (u32 i = 0; i < rounds; i++)
-        pair(order);
-    *ticks = rdtsc() - start;
-    return 0;
+        zone_give_one(pcp_zone, zone_take_one(pcp_zone, order, false), order);
+    return rdtsc() - start;
 }
 
-/* Holds one block of each order for the time of the measurement, so that a free one is a remnant. */
+static __attribute__((noinline)) u64 time_empty(u32 rounds)
+{
+    u64 start = rdtsc();
+    for (u32 i = 0; i < rounds; i++)
+        compiler_barrier();
+    return rdtsc() - start;
+}
+
+static u64 time_pairs(u32 what, u32 order, u32 rounds)
+{
+    switch (what) {
+    case KBENCH_PAGES:
+        return time_pages[order](rounds);
+    case KBENCH_ZONE:
+    case KBENCH_LAST:
+        return time_zone(order, rounds);
+    default:
+        return time_empty(rounds);
+    }
+}
+
+static void hold(struct held *h, unsigned order)
+{
+    u64 pfn = zone_take_one(pcp_zone, order, false);
+    if (pfn)
+        h->pfn[h->count++] = pfn;
+}
+
+/*
+ * Some blocks of the order are free, as is usual: of four that lie together, every other one. For
+ * KBENCH_LAST just one is: taking it and giving it back changes every level of the summaries.
+ */
+static void prepare(struct held *h, u32 what, unsigned order)
+{
+    if (what == KBENCH_LAST) {
+        while (h->count < HELD_MAX && pcp_zone->buddy.map[order].blocks != 1)
+            hold(h, order);
+        return;
+    }
+    for (unsigned i = 0; i < 4; i++)
+        hold(h, order);
+    for (unsigned i = 0; i < h->count; i += 2) {
+        zone_give_one(pcp_zone, h->pfn[i], order);
+        h->pfn[i] = 0;
+    }
+}
+
 int kbench_run(u32 what, u32 order, u32 rounds, u64 *ticks)
 {
-    static bool (*const pairs[])(unsigned) = {pair_pages, pair_zone, pair_empty};
-    if (what >= ARRAY_SIZE(pairs) || order > MAX_ORDER || !rounds || rounds > ROUNDS_MAX)
+    static struct held h;
+    static struct spinlock lock;
+    if (what > KBENCH_LAST || order > MAX_ORDER || !rounds || rounds > ROUNDS_MAX)
         return -EINVAL;
-    u64 held = order < MAX_ORDER ? pages_alloc(order, PAGE_KERNEL, 0, 0) : 0;
-    int err = time_pairs(pairs[what], order, rounds, ticks);
-    if (held)
-        pages_free(held, order, PAGE_KERNEL, 0);
-    return err;
+    SPIN_GUARD(&lock);
+    h.count = 0;
+    prepare(&h, what, order);
+    u64 probe = pages_alloc(order, PAGE_KERNEL, 0, 0);
+    if (probe)
+        pages_free(probe, order, PAGE_KERNEL, 0);
+    if (probe)
+        *ticks = time_pairs(what, order, rounds);
+    for (unsigned i = 0; i < h.count; i++)
+        if (h.pfn[i])
+            zone_give_one(pcp_zone, h.pfn[i], order);
+    return probe ? 0 : -ENOMEM;
 }

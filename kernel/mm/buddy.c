@@ -33,30 +33,10 @@ void buddy_init(struct buddy *b, u64 base, u64 span, u64 *words)
     }
 }
 
-static inline bool map_test(const struct buddy_map *m, u64 i)
+static void block_clear(struct buddy *b, unsigned order, u64 i)
 {
-    return m->level[0][i / 64] >> (i % 64) & 1;
-}
-
-static inline void block_set(struct buddy *b, unsigned order, u64 i)
-{
-    const struct buddy_map *m = &b->map[order];
-    b->blocks[order]++;
-    for (u32 l = 0; l < m->levels; l++) {
-        u64 *word = &m->level[l][i / 64];
-        u64 old = *word;
-        *word = old | 1ull << (i % 64);
-        if (old)
-            return;
-        i /= 64;
-    }
-    b->nonempty |= 1u << order;
-}
-
-static inline void block_clear(struct buddy *b, unsigned order, u64 i)
-{
-    const struct buddy_map *m = &b->map[order];
-    b->blocks[order]--;
+    struct buddy_map *m = &b->map[order];
+    m->blocks--;
     for (u32 l = 0; l < m->levels; l++) {
         u64 *word = &m->level[l][i / 64];
         *word &= ~(1ull << (i % 64));
@@ -67,48 +47,52 @@ static inline void block_clear(struct buddy *b, unsigned order, u64 i)
     b->nonempty &= ~(1u << order);
 }
 
-static inline u64 lowest(const struct buddy_map *m)
+/* The order has no block of its own: halves a larger one, and its lower half again, down to it. */
+u64 buddy_take_split(struct buddy *b, unsigned order, unsigned from)
 {
-    u64 i = 0;
-    for (u32 l = m->levels; l-- > 0;)
-        i = i * 64 + (u64)__builtin_ctzll(m->level[l][i]);
-    return i;
-}
-
-u64 buddy_take(struct buddy *b, unsigned order)
-{
-    u32 fits = b->nonempty >> order << order;
-    if (!fits)
-        return BUDDY_NONE;
-    unsigned from = (unsigned)__builtin_ctz(fits);
-    u64 i = lowest(&b->map[from]);
-    block_clear(b, from, i);
+    u64 i = buddy_lowest_take(b, from);
     while (from > order) {
         b->splits[from]++;
         from--;
         i *= 2;
-        block_set(b, from, i + 1);
+        buddy_block_set(b, from, i + 1);
     }
     b->free_pages -= 1ull << order;
     return b->base + (i << order);
 }
 
-void buddy_give(struct buddy *b, u64 pfn, unsigned order)
+void buddy_give_merge(struct buddy *b, u64 pfn, unsigned order)
 {
     u64 i = (pfn - b->base) >> order;
     b->free_pages += 1ull << order;
-    while (order < MAX_ORDER && map_test(&b->map[order], i ^ 1)) {
+    while (order < MAX_ORDER && buddy_map_test(&b->map[order], i ^ 1)) {
         block_clear(b, order, i ^ 1);
         b->merges[order]++;
         i /= 2;
         order++;
     }
-    block_set(b, order, i);
+    buddy_block_set(b, order, i);
+}
+
+/* Sets as many largest blocks as lie in one word of the bitmap; returns how many. */
+static u64 largest_set(struct buddy *b, u64 pfn, u64 pages)
+{
+    u64 i = (pfn - b->base) >> MAX_ORDER;
+    u64 n = MIN(pages >> MAX_ORDER, 64 - i % 64);
+    buddy_block_set(b, MAX_ORDER, i);
+    b->map[MAX_ORDER].level[0][i / 64] |= (n < 64 ? (1ull << n) - 1 : ~0ull) << (i % 64);
+    b->map[MAX_ORDER].blocks += n - 1;
+    b->free_pages += n << MAX_ORDER;
+    return n;
 }
 
 void buddy_add(struct buddy *b, u64 start, u64 end)
 {
     while (start < end) {
+        if (!(start & ((1ull << MAX_ORDER) - 1)) && end - start >= 1ull << MAX_ORDER) {
+            start += largest_set(b, start, end - start) << MAX_ORDER;
+            continue;
+        }
         unsigned order = MAX_ORDER;
         while (start & ((1ull << order) - 1) || end - start < 1ull << order)
             order--;
@@ -123,7 +107,7 @@ bool buddy_find(const struct buddy *b, u64 pfn, u64 *block, u32 *order)
         return false;
     for (unsigned o = 0; o < NR_ORDERS; o++) {
         u64 i = (pfn - b->base) >> o;
-        if (map_test(&b->map[o], i)) {
+        if (buddy_map_test(&b->map[o], i)) {
             *block = b->base + (i << o);
             *order = o;
             return true;
@@ -143,7 +127,7 @@ bool buddy_claim(struct buddy *b, u64 pfn)
         b->splits[order]++;
         order--;
         u64 half = (pfn - b->base) >> order; /* the half with the frame; the other stays free */
-        block_set(b, order, half ^ 1);
+        buddy_block_set(b, order, half ^ 1);
     }
     b->free_pages--;
     return true;

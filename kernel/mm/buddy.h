@@ -10,17 +10,22 @@
  * the largest (they are merged); a summary bit is set if and only if its word is not zero. So each
  * set of free frames has exactly one representation.
  *
+ * Taking and giving back a block without a split or merge is inline, at the end of this file.
+ *
  * No locks and no struct page: the caller has the zone's lock, and knows what may be given back.
  */
 #pragma once
+#include "lib/bits.h"
 #include "mm/mm.h"
 
-#define BUDDY_LEVELS 5 /* 64^5 blocks: more than there can be frames */
+#define BUDDY_LEVELS 5 /* 64^4 blocks of order 0 are 64 GiB: a zone with a hole is larger */
 #define BUDDY_NONE UINT64_MAX
 
 struct buddy_map {
     u64 *level[BUDDY_LEVELS]; /* level[0]: the bitmap; the last has one word */
-    u32 levels;
+    u64 levels;
+    u64 blocks; /* free blocks */
+    u64 pad;    /* 64 bytes: the place of an order's map is found by a shift */
 };
 
 struct buddy {
@@ -29,7 +34,6 @@ struct buddy {
     u32 nonempty; /* bit per order */
     u64 free_pages;
     struct buddy_map map[NR_ORDERS];
-    u64 blocks[NR_ORDERS]; /* free blocks */
     u64 splits[NR_ORDERS]; /* times a block of this order was halved */
     u64 merges[NR_ORDERS]; /* times two blocks of this order became one */
 };
@@ -40,11 +44,122 @@ u64 buddy_words(u64 span);
 void buddy_init(struct buddy *b, u64 base, u64 span, u64 *words);
 /* Makes the frames [start, end) free, in the largest blocks that fit. */
 void buddy_add(struct buddy *b, u64 start, u64 end);
-/* Takes the lowest free block of the order, splitting a larger one if need be; BUDDY_NONE if none. */
-u64 buddy_take(struct buddy *b, unsigned order);
-/* Gives a block back and merges it as far as it goes. */
-void buddy_give(struct buddy *b, u64 pfn, unsigned order);
 /* Takes exactly this frame out; false when it is not free. */
 bool buddy_claim(struct buddy *b, u64 pfn);
 /* Whether the frame is in a free block, and in which. */
 bool buddy_find(const struct buddy *b, u64 pfn, u64 *block, u32 *order);
+
+/* What buddy_take and buddy_give do when a block must be split or can be merged; use those. */
+u64 buddy_take_split(struct buddy *b, unsigned order, unsigned from);
+void buddy_give_merge(struct buddy *b, u64 pfn, unsigned order);
+
+/* The map of an order, its address kept in a register instead of being computed at each use. */
+static inline struct buddy_map *buddy_map_of(struct buddy *b, unsigned order)
+{
+    struct buddy_map *m = &b->map[order];
+    __asm__("" : "+r"(m));
+    return m;
+}
+
+static inline bool buddy_map_test(const struct buddy_map *m, u64 i)
+{
+    return m->level[0][i / 64] >> (i % 64) & 1;
+}
+
+/*
+ * The loops over levels are unrolled: a zone has two to four, and the counting would cost more than
+ * the work. They end at the level where nothing changes for the word above.
+ */
+static inline void buddy_block_set(struct buddy *b, unsigned order, u64 i)
+{
+    struct buddy_map *m = buddy_map_of(b, order);
+    m->blocks++;
+#pragma GCC unroll 5
+    for (u32 l = 0; l < BUDDY_LEVELS; l++) {
+        u64 *word = &m->level[l][i / 64];
+        u64 old = *word;
+        *word = old | 1ull << (i % 64);
+        if (likely(old))
+            return;
+        if (l + 1 == m->levels)
+            break;
+        i /= 64;
+    }
+    b->nonempty |= 1u << order;
+}
+
+/* Goes down the summaries to the lowest block; the order must have one. */
+static inline u64 buddy_lowest(const struct buddy_map *m)
+{
+    u64 i = 0, l = m->levels;
+    do {
+        l--;
+        i = i * 64 + bits_lowest(m->level[l][i]);
+    } while (l);
+    return i;
+}
+
+/* Takes out the lowest block of an order that has one: it is the lowest bit of each word above. */
+static inline u64 buddy_lowest_take(struct buddy *b, unsigned order)
+{
+    struct buddy_map *m = buddy_map_of(b, order);
+    u64 block = buddy_lowest(m), i = block;
+    m->blocks--;
+#pragma GCC unroll 5
+    for (u32 l = 0; l < BUDDY_LEVELS; l++) {
+        i /= 64;
+        u64 old = m->level[l][i];
+        u64 rest = old & (old - 1);
+        m->level[l][i] = rest;
+        if (likely(rest))
+            return block;
+        if (l + 1 == m->levels)
+            break;
+    }
+    b->nonempty &= ~(1u << order);
+    return block;
+}
+
+/* Whether the order has a free block of its own. */
+static inline bool buddy_has(const struct buddy *b, unsigned order)
+{
+    return b->nonempty >> order & 1;
+}
+
+/* Takes the lowest free block of an order that has one. */
+static inline u64 buddy_take_exact(struct buddy *b, unsigned order)
+{
+    b->free_pages -= 1ull << order;
+    return b->base + (buddy_lowest_take(b, order) << order);
+}
+
+/* Takes the lowest free block of the order, splitting a larger one if need be; BUDDY_NONE if none. */
+static inline u64 buddy_take(struct buddy *b, unsigned order)
+{
+    u32 fits = b->nonempty >> order;
+    if (fits & 1)
+        return buddy_take_exact(b, order);
+    return fits ? buddy_take_split(b, order, order + (unsigned)bits_lowest(fits)) : BUDDY_NONE;
+}
+
+/* Whether a block that comes back has a free buddy to merge with. */
+static inline bool buddy_merges(const struct buddy *b, u64 pfn, unsigned order)
+{
+    return order < MAX_ORDER && buddy_map_test(&b->map[order], (pfn - b->base) >> order ^ 1);
+}
+
+/* Gives back a block that does not merge. */
+static inline void buddy_give_exact(struct buddy *b, u64 pfn, unsigned order)
+{
+    b->free_pages += 1ull << order;
+    buddy_block_set(b, order, (pfn - b->base) >> order);
+}
+
+/* Gives a block back and merges it as far as it goes. */
+static inline void buddy_give(struct buddy *b, u64 pfn, unsigned order)
+{
+    if (buddy_merges(b, pfn, order))
+        buddy_give_merge(b, pfn, order);
+    else
+        buddy_give_exact(b, pfn, order);
+}

@@ -83,7 +83,7 @@ static void count_magazines(struct map *m)
             struct magazine *mag = &cpu->pcp.magazine[pcp_index[order]];
             SPIN_GUARD(&mag->lock);
             for (u32 i = 0; i < mag->count; i++)
-                count_frames(m, m->free, cpu->pcp.slot[mag->first + i], 1ull << order);
+                count_frames(m, m->free, cpu->pcp.slot[pcp_first[pcp_index[order]] + i], 1ull << order);
         }
     }
 }
@@ -120,7 +120,10 @@ static void map_print(const struct map *m)
         int n = (int)MIN(m->cells - cell, (u64)MAP_COLUMNS);
         for (int i = 0; i < n; i++)
             text[i] = map_char(m, cell + (u64)i);
-        cprintf("0x%010lx  %.*s\n", paddr_of(m->zone->start_pfn + cell * m->cell_frames), n, text);
+        while (n && text[n - 1] == ' ')
+            n--;
+        cprintf("0x%010lx%s%.*s\n", paddr_of(m->zone->start_pfn + cell * m->cell_frames),
+                n ? "  " : "", n, text);
     }
     cprintf("# in use   1-9 tenths free   . free   k the kernel's own   blank: no RAM\n");
 }
@@ -143,12 +146,12 @@ static void zone_print(struct zone *z)
     copy = *z;
     spin_unlock(&z->lock);
     u64 magazines = z == pcp_zone ? pcp_pages() : 0;
-    cprintf("zone %s: %lu frames, of them %lu free and %lu free in magazines\n", copy.name,
+    cprintf("zone %s: %lu frames, %lu free in the zone, %lu free in magazines\n", copy.name,
             copy.managed, copy.buddy.free_pages, magazines);
     cprintf("order     block      free  magazine      taken      given     splits     merges\n");
     for (unsigned o = 0; o < NR_ORDERS; o++) {
         size_format(size, sizeof(size), 1ull << o);
-        cprintf("%5u  %8s  %8lu  %8lu %10lu %10lu %10lu %10lu\n", o, size, copy.buddy.blocks[o],
+        cprintf("%5u  %8s  %8lu  %8lu %10lu %10lu %10lu %10lu\n", o, size, copy.buddy.map[o].blocks,
                 z == pcp_zone ? pcp_blocks(o) : 0, copy.taken[o], copy.given[o],
                 copy.buddy.splits[o], copy.buddy.merges[o]);
     }

@@ -1,9 +1,17 @@
 /* See memmap.h. */
 #include "mm/memmap.h"
 #include "core/panic.h"
+#include "lib/string.h"
+#ifdef KOS_HOSTED
+#define phys_to_virt(paddr) ((void *)(paddr))
+#else
+#include "x86_64/paging.h"
+#endif
 
 #define LOW_END 0x100000
+#define DMA_END 0x1000000
 #define PAGE 4096
+#define BOOT_MARK 0x4b4f5320424f4f54 /* even: as a page-table entry it is not present */
 
 struct memmap memmap;
 
@@ -114,9 +122,24 @@ void memmap_reserve(u64 start, u64 end)
 
 u64 memmap_try_alloc(u64 size, u64 align)
 {
-    u64 start = range_find(&memmap.free, LOW_END, size, align);
+    u64 start = range_find(&memmap.free, DMA_END, size, align);
+    if (!start)
+        start = range_find(&memmap.free, LOW_END, size, align);
     if (start)
         range_remove(&memmap.free, start, start + size);
+    if (start && memmap.warm)
+        memset(phys_to_virt(start), 0, size);
+    return start;
+}
+
+u64 memmap_alloc_first(u64 size)
+{
+    u64 start = memmap_alloc(size, PAGE);
+    u64 *mark = phys_to_virt(start);
+    memmap.warm = *mark == BOOT_MARK;
+    if (memmap.warm)
+        memset(mark, 0, size);
+    *mark = BOOT_MARK;
     return start;
 }
 

@@ -34,6 +34,7 @@ u64 range_find(const struct range_set *s, u64 from, u64 size, u64 align);
 struct memmap {
     struct range_set ram, free;
     u64 metadata_bytes; /* of what was allocated early: struct pages, bitmaps, magazines */
+    bool warm;          /* RAM has an earlier boot's contents: what is allocated must be cleared */
 };
 extern struct memmap memmap;
 
@@ -42,7 +43,13 @@ void memmap_add(u64 start, u64 end);
 void memmap_remove(u64 start, u64 end);
 /* RAM, but taken: the kernel image. */
 void memmap_reserve(u64 start, u64 end);
-/* Zeroed as RAM is at power-on; panics when there is none. Always above 1 MiB. */
+/*
+ * The first allocation of a boot. RAM is zero at power-on, and clearing it again would cost more
+ * than all else; but a reset keeps it. So the block starts with a mark (a word that no MMU takes for
+ * an entry), and finding it there tells that this boot must clear what it allocates.
+ */
+u64 memmap_alloc_first(u64 size);
+/* Zeroed; panics when there is none. Above 16 MiB when it can be, and always above 1 MiB. */
 u64 memmap_alloc(u64 size, u64 align);
 /* The same, but 0 when nothing fits. */
 u64 memmap_try_alloc(u64 size, u64 align);

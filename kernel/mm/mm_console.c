@@ -27,7 +27,7 @@ static void row(const char *what, u64 bytes)
 {
     u64 total = MAX(range_total(&memmap.ram), 1);
     u64 share = (bytes * 10000 + total / 2) / total;
-    cprintf("%-26s %10lu KiB  %3lu.%02lu %%\n", what, bytes >> 10, share / 100, share % 100);
+    cprintf("%-27s %10lu KiB  %3lu.%02lu %%\n", what, bytes >> 10, share / 100, share % 100);
 }
 
 static u64 client_pages(void)
@@ -86,13 +86,13 @@ COMMAND(mem, "", "where the memory is")
 static void print_zone(struct zone *z)
 {
     if (z->start_pfn == z->end_pfn) {
-        cprintf("%-7s  empty\n", z->name);
+        cprintf("%-7s empty\n", z->name);
         return;
     }
     spin_lock(&z->lock);
     u64 free = z->buddy.free_pages, failures = z->failures;
     spin_unlock(&z->lock);
-    cprintf("%-7s  0x%010lx-0x%010lx %8lu %8lu %6lu %6lu %6lu %8lu\n", z->name,
+    cprintf("%-7s 0x%010lx-0x%010lx %8lu %8lu %6lu %6lu %6lu %6lu\n", z->name,
             paddr_of(z->start_pfn), paddr_of(z->end_pfn) - 1, z->managed, free, z->watermark_min,
             z->watermark_low, z->watermark_high, failures);
 }
@@ -101,7 +101,7 @@ COMMAND(zones, "", "the zones, in frames of 4 KiB")
 {
     if (command_extra(argc, argv, 0))
         return true;
-    cprintf("zone     addresses                  managed     free    min    low   high failures\n");
+    cprintf("zone    addresses                  managed     free    min    low   high failed\n");
     for (int i = 0; i < NR_ZONES; i++)
         print_zone(&zones[i]);
     return true;
@@ -150,7 +150,7 @@ static void print_flags(const struct page_info *i)
         cprintf("  flags %s%s%s\n", i->flags & PG_DIRTY ? " dirty" : "",
                 i->flags & PG_LOCKED ? " locked" : "", i->flags & PG_MAPPED ? " mapped" : "");
     if (i->vaddr)
-        cprintf("  mapped at 0x%lx\n", i->vaddr);
+        cprintf("  vaddr  0x%lx\n", i->vaddr);
 }
 
 static void print_live(const struct page_info *i)
@@ -177,7 +177,7 @@ COMMAND(page, "<addr>", "what a physical frame is now")
     if (argc < 2)
         return false;
     if (command_extra(argc, argv, 1) ||
-        !command_number(argv[1], "a physical address", 0, UINT64_MAX, &addr))
+        !command_number(argv[1], "an address", 0, UINT64_MAX, &addr))
         return true;
     if (!frame_info(pfn_of(addr), &info) || info.place == PLACE_NOT_RAM) {
         cprintf("0x%lx is not RAM\n", addr);

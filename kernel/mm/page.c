@@ -24,17 +24,30 @@ static const u8 zero_page[PAGE_SIZE] __attribute__((aligned(PAGE_SIZE)));
 static u64 zero_table[PT_ENTRIES] __attribute__((aligned(PAGE_SIZE)));
 static const u64 metadata_flags = PTE_WRITE | PTE_NX | PTE_GLOBAL;
 
-static u64 zero_entry(void)
+static u64 zero_table_get(void)
 {
-    return image_to_phys(zero_page) | PTE_PRESENT | (cpu_features.nx ? PTE_NX : 0);
+    u64 entry = image_to_phys(zero_page) | PTE_PRESENT | (cpu_features.nx ? PTE_NX : 0);
+    if (!zero_table[0])
+        for (unsigned i = 0; i < PT_ENTRIES; i++)
+            zero_table[i] = entry;
+    return image_to_phys(zero_table);
 }
 
+static bool gap_has_granule(u64 start, u64 end)
+{
+    return start < end && ALIGN_UP(start, GRANULE) + GRANULE <= end;
+}
+
+/* Whether there is some RAM in every MiB: no hole inside the chunk has a whole one. */
 static bool chunk_is_full(u64 chunk)
 {
-    for (u64 g = chunk; g < chunk + CHUNK; g += GRANULE)
-        if (!range_overlaps(&memmap.ram, g, g + GRANULE))
+    u64 at = chunk;
+    for (u32 i = 0; i < memmap.ram.count; i++) {
+        if (gap_has_granule(at, MIN(memmap.ram.range[i].start, chunk + CHUNK)))
             return false;
-    return true;
+        at = MAX(at, memmap.ram.range[i].end);
+    }
+    return !gap_has_granule(at, chunk + CHUNK);
 }
 
 static void chunk_map_granules(u64 chunk, u64 vaddr, u64 end)
@@ -53,7 +66,7 @@ static void chunk_map(u64 chunk, u64 end)
 {
     u64 vaddr = VMEMMAP + chunk / PAGE_SIZE * sizeof(struct page);
     if (!range_overlaps(&memmap.ram, chunk, chunk + CHUNK)) {
-        paging_map_table(vaddr, image_to_phys(zero_table));
+        paging_map_table(vaddr, zero_table_get());
         return;
     }
     u64 paddr = chunk_is_full(chunk) ? memmap_try_alloc(CHUNK_ARRAY, CHUNK_ARRAY) : 0;
@@ -67,8 +80,6 @@ static void chunk_map(u64 chunk, u64 end)
 
 void page_array_init(void)
 {
-    for (unsigned i = 0; i < PT_ENTRIES; i++)
-        zero_table[i] = zero_entry();
     page_end_pfn = memmap_end_pfn();
     for (u64 chunk = 0; chunk < paddr_of(page_end_pfn); chunk += CHUNK)
         chunk_map(chunk, paddr_of(page_end_pfn));

@@ -1,83 +1,37 @@
 /* See pages.h. */
 #include "mm/pages.h"
-#include "x86_64/percpu.h"
-#include "lib/errno.h"
 #include "mm/memmap.h"
-#include "mm/pcp.h"
 #include "mm/zone.h"
 
 static u64 take_preferred(unsigned order, bool reserve)
 {
-    u32 pfn = 0;
     if (pcp_index[order] >= 0)
         return pcp_refill(&this_cpu()->pcp, order, reserve);
-    return zone_take(pcp_zone, order, 1, reserve, &pfn) ? pfn : 0;
+    return zone_take_one(pcp_zone, order, reserve);
 }
 
-static __attribute__((noinline)) u64 alloc_slow(unsigned order, unsigned flags)
+/* When the preferred zone has nothing as it is. */
+static __attribute__((noinline)) u64 alloc_hard(unsigned order, bool reserve)
+{
+    u64 pfn = pcp_drain() ? take_preferred(order, reserve) : 0;
+    if (!pfn && pcp_zone_start)
+        pfn = zone_take_one(&zones[ZONE_DMA], order, reserve);
+    return pfn;
+}
+
+u64 pages_alloc_slow(unsigned order, unsigned flags)
 {
     bool reserve = flags & PAGES_RESERVE;
-    u32 low = 0;
-    u64 pfn = take_preferred(order, reserve);
-    if (!pfn && pcp_drain())
-        pfn = take_preferred(order, reserve);
-    if (!pfn && pcp_zone_start)
-        pfn = zone_take(&zones[ZONE_DMA], order, 1, reserve, &low) ? low : 0;
-    return pfn;
+    u64 pfn = pcp_index[order] >= 0 ? pcp_refill(&this_cpu()->pcp, order, reserve) : 0;
+    return likely(pfn) ? pfn : alloc_hard(order, reserve);
 }
 
-u64 pages_alloc(unsigned order, enum page_kind kind, u16 owner, unsigned flags)
+void pages_free_slow(u64 pfn, unsigned order)
 {
-    u64 pfn = 0;
-    int index = pcp_index[order];
-    if (likely(index >= 0)) {
-        struct pcp *pcp = &this_cpu()->pcp;
-        struct magazine *m = &pcp->magazine[index];
-        spin_lock(&m->lock);
-        if (likely(m->count))
-            pfn = pcp->slot[m->first + --m->count];
-        spin_unlock(&m->lock);
-    }
-    if (unlikely(!pfn)) {
-        pfn = alloc_slow(order, flags);
-        if (!pfn)
-            return 0;
-    }
-    page_at(pfn)->head = page_head(kind, order, owner);
-    return pfn;
-}
-
-static __attribute__((noinline)) void free_to_zone(u64 pfn, unsigned order)
-{
-    u32 block = (u32)pfn;
-    if (pfn >= pcp_zone_start && pcp_index[order] >= 0)
+    if (pfn >= pcp_zone_start)
         pcp_spill(&this_cpu()->pcp, order, pfn);
     else
-        zone_give(zone_of(pfn), order, 1, &block);
-}
-
-int pages_free(u64 pfn, unsigned order, enum page_kind kind, u16 owner)
-{
-    if (unlikely(pfn >= page_end_pfn || order > MAX_ORDER))
-        return -EINVAL;
-    struct page *page = page_at(pfn);
-    if (unlikely(page->head != page_head(kind, order, owner)))
-        return -EINVAL;
-    page->head = 0;
-    int index = pcp_index[order];
-    if (likely(index >= 0 && pfn >= pcp_zone_start)) {
-        struct pcp *pcp = &this_cpu()->pcp;
-        struct magazine *m = &pcp->magazine[index];
-        spin_lock(&m->lock);
-        if (likely(m->count < m->limit)) {
-            pcp->slot[m->first + m->count++] = (u32)pfn;
-            spin_unlock(&m->lock);
-            return 0;
-        }
-        spin_unlock(&m->lock);
-    }
-    free_to_zone(pfn, order);
-    return 0;
+        zone_give_one(zone_of(pfn), pfn, order);
 }
 
 int pages_claim(u64 pfn, enum page_kind kind, u16 owner)

@@ -4,18 +4,14 @@
 #include "mm/memmap.h"
 #include "mm/zone.h"
 
-const s8 pcp_index[NR_ORDERS] = {0, 1, 2, 3, -1, -1, -1, -1, -1, 4, -1};
-static const u8 order_of[PCP_MAGAZINES] = {0, 1, 2, 3, 9};
-static const u8 slots_of[PCP_MAGAZINES] = {64, 32, 16, 8, 4};
-
 struct zone *pcp_zone;
 u64 pcp_zone_start;
 
 /* All magazines of an order together may hold at most 1/64 of the zone. */
 static u8 limit_for(unsigned m)
 {
-    u64 share = (pcp_zone->managed / 64 / cpu_count) >> order_of[m];
-    u64 limit = MIN(share, (u64)slots_of[m]);
+    u64 share = (pcp_zone->managed / 64 / cpu_count) >> pcp_order[m];
+    u64 limit = MIN(share, (u64)pcp_slots[m]);
     return (u8)(limit < 2 ? 0 : limit);
 }
 
@@ -24,11 +20,9 @@ void pcp_init(void)
     pcp_zone = zones[ZONE_NORMAL].managed ? &zones[ZONE_NORMAL] : &zones[ZONE_DMA];
     pcp_zone_start = pcp_zone->start_pfn;
     for_each_cpu(cpu) {
-        u32 first = 0;
-        for (unsigned m = 0; m < PCP_MAGAZINES; first += slots_of[m++]) {
+        for (unsigned m = 0; m < PCP_MAGAZINES; m++) {
             u8 limit = limit_for(m);
-            cpu->pcp.magazine[m] =
-                (struct magazine){.limit = limit, .batch = limit / 2, .first = first};
+            cpu->pcp.magazine[m] = (struct magazine){.limit = limit, .batch = limit / 2};
         }
         memmap.metadata_bytes += sizeof(cpu->pcp);
     }
@@ -37,10 +31,10 @@ void pcp_init(void)
 u64 pcp_refill(struct pcp *pcp, unsigned order, bool reserve)
 {
     struct magazine *m = &pcp->magazine[pcp_index[order]];
+    u32 *slots = &pcp->slot[pcp_first[pcp_index[order]]];
     SPIN_GUARD(&m->lock);
-    if (m->count) /* filled meanwhile: this CPU's own interrupt does not, but be exact */
-        return pcp->slot[m->first + --m->count];
-    u32 *slots = &pcp->slot[m->first];
+    if (m->count) /* given back by another CPU between the look and here */
+        return slots[--m->count];
     u32 got = zone_take(pcp_zone, order, MAX(m->batch, 1), reserve, slots);
     if (!got)
         return 0;
@@ -57,6 +51,7 @@ u64 pcp_refill(struct pcp *pcp, unsigned order, bool reserve)
 void pcp_spill(struct pcp *pcp, unsigned order, u64 pfn)
 {
     struct magazine *m = &pcp->magazine[pcp_index[order]];
+    u32 *slots = &pcp->slot[pcp_first[pcp_index[order]]];
     u32 block = (u32)pfn;
     SPIN_GUARD(&m->lock);
     if (!m->limit) {
@@ -64,13 +59,12 @@ void pcp_spill(struct pcp *pcp, unsigned order, u64 pfn)
         return;
     }
     if (m->count == m->limit) { /* the oldest go: they are the coldest */
-        u32 *slots = &pcp->slot[m->first];
         zone_give(pcp_zone, order, m->batch, slots);
         m->count -= m->batch;
         for (u32 i = 0; i < m->count; i++)
             slots[i] = slots[i + m->batch];
     }
-    pcp->slot[m->first + m->count++] = block;
+    slots[m->count++] = block;
 }
 
 u64 pcp_drain(void)
@@ -82,8 +76,8 @@ u64 pcp_drain(void)
             SPIN_GUARD(&m->lock);
             if (!m->count)
                 continue;
-            zone_give(pcp_zone, order_of[i], m->count, &cpu->pcp.slot[m->first]);
-            pages += (u64)m->count << order_of[i];
+            zone_give(pcp_zone, pcp_order[i], m->count, &cpu->pcp.slot[pcp_first[i]]);
+            pages += (u64)m->count << pcp_order[i];
             m->count = 0;
         }
     }
@@ -104,7 +98,7 @@ u64 pcp_pages(void)
 {
     u64 n = 0;
     for (unsigned i = 0; i < PCP_MAGAZINES; i++)
-        n += pcp_blocks(order_of[i]) << order_of[i];
+        n += pcp_blocks(pcp_order[i]) << pcp_order[i];
     return n;
 }
 
@@ -115,11 +109,11 @@ bool pcp_find(u64 pfn, u64 *block, u32 *order, u32 *cpu_id)
             struct magazine *m = &cpu->pcp.magazine[i];
             SPIN_GUARD(&m->lock);
             for (u32 s = 0; s < m->count; s++) {
-                u32 at = cpu->pcp.slot[m->first + s];
-                if (pfn - at >= 1u << order_of[i])
+                u32 at = cpu->pcp.slot[pcp_first[i] + s];
+                if (pfn - at >= 1u << pcp_order[i])
                     continue;
                 *block = at;
-                *order = order_of[i];
+                *order = pcp_order[i];
                 *cpu_id = cpu->id;
                 return true;
             }

@@ -17,7 +17,6 @@
 struct magazine {
     struct spinlock lock;
     u8 count, limit, batch;
-    u32 first; /* of its slots */
 };
 
 struct pcp {
@@ -28,8 +27,11 @@ struct pcp {
 extern struct zone *pcp_zone;
 extern u64 pcp_zone_start; /* its first frame: everything from there on goes through magazines */
 
-/* The magazine for an order, or -1. */
-extern const s8 pcp_index[NR_ORDERS];
+/* The magazine for an order, or -1; the orders of the magazines, their slots and first slots. */
+static const s8 pcp_index[NR_ORDERS] = {0, 1, 2, 3, -1, -1, -1, -1, -1, 4, -1};
+static const u8 pcp_order[PCP_MAGAZINES] = {0, 1, 2, 3, 9};
+static const u8 pcp_slots[PCP_MAGAZINES] = {64, 32, 16, 8, 4};
+static const u8 pcp_first[PCP_MAGAZINES] = {0, 64, 96, 112, 120};
 
 /* Sets the limits by the zone's size. */
 void pcp_init(void);

@@ -25,6 +25,7 @@ static void zone_add_free(struct zone *z)
     z->watermark_min = z->managed / 256;
     z->watermark_low = z->watermark_min * 5 / 4;
     z->watermark_high = z->watermark_min * 3 / 2;
+    z->watermark_quick = z->watermark_min + BLOCK_PAGES;
 }
 
 static u64 *zone_bitmaps(struct zone *z)
@@ -52,14 +53,59 @@ void zones_init(void)
     }
 }
 
-struct zone *zone_of(u64 pfn)
+/* Lowest number of free frames at which the zone still serves a block. */
+static inline u64 floor_for(const struct zone *z, unsigned order, bool reserve)
 {
-    return pfn < zones[ZONE_DMA].end_pfn ? &zones[ZONE_DMA] : &zones[ZONE_NORMAL];
+    return (reserve ? 0 : z->watermark_min) + (1ull << order);
+}
+
+/* Near the watermark, or a larger block must be split. The zone is locked, and is unlocked here. */
+static __attribute__((noinline)) u64 take_one_slow(struct zone *z, unsigned order, bool reserve)
+{
+    u64 pfn = BUDDY_NONE;
+    if (z->buddy.free_pages >= floor_for(z, order, reserve))
+        pfn = buddy_take(&z->buddy, order);
+    if (pfn == BUDDY_NONE)
+        z->failures++;
+    else
+        z->taken[order]++;
+    spin_unlock(&z->lock);
+    return pfn == BUDDY_NONE ? 0 : pfn;
+}
+
+/* Written so that the common case calls nothing. */
+u64 zone_take_one(struct zone *z, unsigned order, bool reserve)
+{
+    spin_lock(&z->lock);
+    if (unlikely(z->buddy.free_pages < z->watermark_quick || !buddy_has(&z->buddy, order)))
+        return take_one_slow(z, order, reserve);
+    u64 pfn = buddy_take_exact(&z->buddy, order);
+    z->taken[order]++;
+    spin_unlock(&z->lock);
+    return pfn;
+}
+
+static __attribute__((noinline)) void give_one_merge(struct zone *z, u64 pfn, unsigned order)
+{
+    buddy_give_merge(&z->buddy, pfn, order);
+    spin_unlock(&z->lock);
+}
+
+void zone_give_one(struct zone *z, u64 pfn, unsigned order)
+{
+    spin_lock(&z->lock);
+    z->given[order]++;
+    if (unlikely(buddy_merges(&z->buddy, pfn, order))) {
+        give_one_merge(z, pfn, order);
+        return;
+    }
+    buddy_give_exact(&z->buddy, pfn, order);
+    spin_unlock(&z->lock);
 }
 
 u32 zone_take(struct zone *z, unsigned order, u32 n, bool reserve, u32 *pfns)
 {
-    u64 floor = (reserve ? 0 : z->watermark_min) + (1ull << order);
+    u64 floor = floor_for(z, order, reserve);
     u32 got = 0;
     SPIN_GUARD(&z->lock);
     for (; got < n && z->buddy.free_pages >= floor; got++) {
@@ -101,6 +147,6 @@ u32 zone_fragmentation(const struct zone *z, unsigned order)
 {
     u64 useless = 0;
     for (unsigned o = 0; o < order; o++)
-        useless += z->buddy.blocks[o] << o;
+        useless += z->buddy.map[o].blocks << o;
     return z->buddy.free_pages ? (u32)(useless * 1000 / z->buddy.free_pages) : 0;
 }

@@ -15,6 +15,7 @@ struct zone {
     u64 start_pfn, end_pfn;
     u64 managed; /* frames that the zone gives out */
     u64 watermark_min, watermark_low, watermark_high;
+    u64 watermark_quick; /* with so many free frames no block of any order goes below min */
     struct spinlock lock;
     struct buddy buddy;
     u64 taken[NR_ORDERS], given[NR_ORDERS]; /* blocks that went out of and came back to the buddy */
@@ -25,7 +26,13 @@ extern struct zone zones[NR_ZONES];
 
 /* Makes the zones from what memmap has left. */
 void zones_init(void);
-struct zone *zone_of(u64 pfn);
+static inline struct zone *zone_of(u64 pfn)
+{
+    return pfn < zones[ZONE_DMA].end_pfn ? &zones[ZONE_DMA] : &zones[ZONE_NORMAL];
+}
+/* Takes one block; 0 when there is none. */
+u64 zone_take_one(struct zone *z, unsigned order, bool reserve);
+void zone_give_one(struct zone *z, u64 pfn, unsigned order);
 /* Takes up to n blocks; with `reserve` also from below the min watermark. Returns how many. */
 u32 zone_take(struct zone *z, unsigned order, u32 n, bool reserve, u32 *pfns);
 void zone_give(struct zone *z, unsigned order, u32 n, const u32 *pfns);

@@ -9,6 +9,7 @@
 #include "lib/printf.h"
 #include "lib/string.h"
 #include "mm/pages.h"
+#include "mm/zone.h"
 #include "rpc/calls.h"
 
 #define DATA_BYTES 4096
@@ -30,8 +31,8 @@ static bool parse_args(const struct call_desc *d, int n, char **words, struct rp
     for (u32 i = 0; i < call_arg_count(d); i++) {
         const struct call_value *v = &d->args[i];
         if ((int)i >= n) {
-            cprintf("'%s': expected the argument %s (%s): %s\n", d->name, v->name,
-                    call_type_name(v->type), v->doc);
+            cprintf("'%s': expected <%s> (%s), %s\n", d->name, v->name, call_type_name(v->type),
+                    v->doc);
             return false;
         }
         format(what, sizeof(what), "%s (%s)", v->name, call_type_name(v->type));
@@ -45,7 +46,7 @@ static bool parse_args(const struct call_desc *d, int n, char **words, struct rp
 static bool parse_numbers(int n, char **words, struct rpc_entry *e)
 {
     for (int i = 0; i < n; i++)
-        if (!command_number(words[i], "a number for the data", 0, UINT64_MAX, (u64 *)data + i))
+        if (!command_number(words[i], "data", 0, UINT64_MAX, (u64 *)data + i))
             return false;
     e->data_len = (u32)n * 8;
     return true;
@@ -163,6 +164,15 @@ COMMAND(call, "<name> [argument...]", "makes a call; 'calls' lists them")
 
 /* ---- alloc, free ---- */
 
+/* Frames that are kept for the kernel's own needs. */
+static u64 reserve(void)
+{
+    u64 frames = 0;
+    for (int i = 0; i < NR_ZONES; i++)
+        frames += zones[i].watermark_min;
+    return frames;
+}
+
 COMMAND(alloc, "<order>", "takes a block of 2^order frames")
 {
     struct rpc_entry e = {.op = (u16)call_by_name("buddy_alloc")->number};
@@ -174,8 +184,8 @@ COMMAND(alloc, "<order>", "takes a block of 2^order frames")
         return true;
     serve(&e, &c);
     if (c.status)
-        cprintf("refused: no free block of order %lu (%lu KiB) is left; %lu frames are free\n",
-                e.arg[0], 4ul << e.arg[0], pages_free_count());
+        cprintf("refused: no block of order %lu; %lu frames are free, %lu kept in reserve\n",
+                e.arg[0], pages_free_count(), reserve());
     else
         cprintf("0x%lx, order %lu, %lu KiB\n", c.result[0], e.arg[0], 4ul << e.arg[0]);
     return true;
@@ -226,7 +236,7 @@ COMMAND(free, "<addr> <order>", "gives a block back")
     if (argc < 3)
         return false;
     if (command_extra(argc, argv, 2) ||
-        !command_number(argv[1], "a physical address", 0, UINT64_MAX, &e.arg[0]) ||
+        !command_number(argv[1], "an address", 0, UINT64_MAX, &e.arg[0]) ||
         !command_number(argv[2], "an order", 0, MAX_ORDER, &e.arg[1]))
         return true;
     serve(&e, &c);

@@ -194,7 +194,7 @@ long call_page_walk(struct call *c, const struct page_walk_args *a)
 
 static void zone_counts(const struct zone *z, unsigned o, struct zone_info *info)
 {
-    info->free_blocks[o] = z->buddy.blocks[o];
+    info->free_blocks[o] = z->buddy.map[o].blocks;
     info->magazine_blocks[o] = z == pcp_zone ? pcp_blocks(o) : 0;
     info->taken[o] = z->taken[o];
     info->given[o] = z->given[o];

@@ -13,7 +13,7 @@ static void print_client(const struct client *c)
     char name[CLIENT_NAME];
     client_describe(c, &i);
     client_name_format(c, name);
-    cprintf("%3u  %-23s %5u %8lu %7lu %6lu %8lu %6lu %6lu\n", i.id, name, i.rings, i.calls,
+    cprintf("%3u %-23s %5u %8lu %7lu %6lu %7lu %6lu %6lu\n", i.id, name, i.rings, i.calls,
             i.refused, i.blocks, i.pages, i.tables, i.mapped);
 }
 
@@ -21,7 +21,7 @@ COMMAND(clients, "", "who is connected, and what they own")
 {
     if (command_extra(argc, argv, 0))
         return true;
-    cprintf(" id  name                    rings    calls refused blocks   frames tables mapped\n");
+    cprintf(" id name                    rings    calls refused blocks  frames tables mapped\n");
     for (u64 id = 0; id < MAX_CLIENTS; id++)
         if (client_get(id))
             print_client(client_get(id));
@@ -48,9 +48,10 @@ static void format_use(char *buf, size_t cap, const struct call_desc *d)
 static void print_call_line(const struct call_desc *d)
 {
     char use[64];
+    bool more = d->results[0].type || d->out != CALL_NONE || d->scope == CALL_WIRE;
     const char *before = "-> ";
     format_use(use, sizeof(use), d);
-    cprintf("%4u  %-36s", d->number, use);
+    cprintf("%4u  %-*s", d->number, more ? 36 : 0, use);
     for (u32 i = 0; i < ARRAY_SIZE(d->results) && d->results[i].type; i++, before = ", ")
         cprintf("%s%s", before, d->results[i].name);
     if (d->out != CALL_NONE)

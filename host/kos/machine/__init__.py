@@ -5,12 +5,13 @@ import threading
 import time
 import weakref
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from kos import image
 from kos.abi import Abi
 from kos.exceptions import BootError, HostError, KernelPanic, KOSError, MachineExited
-from kos.machine._argv import Accel, MachineType, choose_accel, parse_size
+from kos.machine._argv import Accel, choose_accel, parse_size
+from kos.machine._ram import MachineType
 from kos.machine.console import Console
 from kos.machine.qemu import Qemu
 from kos.rpc.client import Batch, Client
@@ -70,7 +71,7 @@ class Machine:
         memory: int | str = "256M",
         cpus: int = 2,
         machine: MachineType = "microvm",
-        accel: str = "auto",
+        accel: Literal["auto", "tcg", "kvm"] = "auto",
         deterministic: bool = False,
         kernel: str | os.PathLike[str] | None = None,
         append: str = "",

@@ -1,0 +1,7 @@
+"""`python -m kos`."""
+
+import sys
+
+from kos.cli import main
+
+sys.exit(main())

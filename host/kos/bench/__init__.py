@@ -1,0 +1,20 @@
+"""What `kos bench` measures. Times are medians of several runs on this host; the figures that carry
+over to other hosts are the ratios, taken in the same run, and the guest instructions.
+"""  # fmt: skip
+
+from collections.abc import Callable
+
+from kos.bench import boot, calls, instructions
+from kos.bench.row import Row
+
+__all__ = ["MEASUREMENTS", "Row"]
+
+MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {
+    "boot": boot.measure_boot,
+    "growth": boot.measure_growth,
+    "many": boot.measure_many,
+    "idle": boot.measure_idle,
+    "calls": calls.measure_calls,
+    "arrays": calls.measure_arrays,
+    "kernel": instructions.measure_kernel,
+}

@@ -1,0 +1,1 @@
+"""The documented low-level interfaces of the kernel."""
