@@ -140,7 +140,8 @@ static void map_direct(void)
 
 void paging_init(void)
 {
-    kernel_root = memmap_alloc_first(PAGE_SIZE);
+    memmap_mark_boot();
+    kernel_root = table_new();
     map_image();
     map_direct();
     write_cr3(kernel_root);

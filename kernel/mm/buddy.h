@@ -70,22 +70,32 @@ static inline bool buddy_map_test(const struct buddy_map *m, u64 i)
  * The loops over levels are unrolled: a zone has two to four, and the counting would cost more than
  * the work. They end at the level where nothing changes for the word above.
  */
-static inline void buddy_block_set(struct buddy *b, unsigned order, u64 i)
+static inline void buddy_summary_set(struct buddy *b, unsigned order, u64 i)
 {
     struct buddy_map *m = buddy_map_of(b, order);
-    m->blocks++;
 #pragma GCC unroll 5
-    for (u32 l = 0; l < BUDDY_LEVELS; l++) {
+    for (u32 l = 1; l < BUDDY_LEVELS; l++) {
+        if (l == m->levels)
+            break;
+        i /= 64;
         u64 *word = &m->level[l][i / 64];
         u64 old = *word;
         *word = old | 1ull << (i % 64);
         if (likely(old))
             return;
-        if (l + 1 == m->levels)
-            break;
-        i /= 64;
     }
     b->nonempty |= 1u << order;
+}
+
+static inline void buddy_block_set(struct buddy *b, unsigned order, u64 i)
+{
+    struct buddy_map *m = buddy_map_of(b, order);
+    u64 *word = &m->level[0][i / 64];
+    u64 old = *word;
+    m->blocks++;
+    *word = old | 1ull << (i % 64);
+    if (!old)
+        buddy_summary_set(b, order, i);
 }
 
 /* Goes down the summaries to the lowest block; the order must have one. */
@@ -142,24 +152,26 @@ static inline u64 buddy_take(struct buddy *b, unsigned order)
     return fits ? buddy_take_split(b, order, order + (unsigned)bits_lowest(fits)) : BUDDY_NONE;
 }
 
-/* Whether a block that comes back has a free buddy to merge with. */
-static inline bool buddy_merges(const struct buddy *b, u64 pfn, unsigned order)
+/* Gives a block back unless it merges: then it changes nothing and returns false. */
+static inline bool buddy_give_exact(struct buddy *b, u64 pfn, unsigned order)
 {
-    return order < MAX_ORDER && buddy_map_test(&b->map[order], (pfn - b->base) >> order ^ 1);
-}
-
-/* Gives back a block that does not merge. */
-static inline void buddy_give_exact(struct buddy *b, u64 pfn, unsigned order)
-{
+    struct buddy_map *m = buddy_map_of(b, order);
+    u64 i = (pfn - b->base) >> order;
+    u64 *word = &m->level[0][i / 64];
+    u64 old = *word;
+    if (order < MAX_ORDER && old >> ((i ^ 1) % 64) & 1)
+        return false;
     b->free_pages += 1ull << order;
-    buddy_block_set(b, order, (pfn - b->base) >> order);
+    m->blocks++;
+    *word = old | 1ull << (i % 64);
+    if (unlikely(!old))
+        buddy_summary_set(b, order, i);
+    return true;
 }
 
 /* Gives a block back and merges it as far as it goes. */
 static inline void buddy_give(struct buddy *b, u64 pfn, unsigned order)
 {
-    if (buddy_merges(b, pfn, order))
+    if (!buddy_give_exact(b, pfn, order))
         buddy_give_merge(b, pfn, order);
-    else
-        buddy_give_exact(b, pfn, order);
 }

@@ -11,7 +11,7 @@
 #define LOW_END 0x100000
 #define DMA_END 0x1000000
 #define PAGE 4096
-#define BOOT_MARK 0x4b4f5320424f4f54 /* even: as a page-table entry it is not present */
+#define BOOT_MARK 0x4b4f5320424f4f54
 
 struct memmap memmap;
 
@@ -132,15 +132,11 @@ u64 memmap_try_alloc(u64 size, u64 align)
     return start;
 }
 
-u64 memmap_alloc_first(u64 size)
+void memmap_mark_boot(void)
 {
-    u64 start = memmap_alloc(size, PAGE);
-    u64 *mark = phys_to_virt(start);
+    u64 *mark = phys_to_virt(memmap_alloc(PAGE, PAGE));
     memmap.warm = *mark == BOOT_MARK;
-    if (memmap.warm)
-        memset(mark, 0, size);
     *mark = BOOT_MARK;
-    return start;
 }
 
 u64 memmap_alloc(u64 size, u64 align)

@@ -44,11 +44,11 @@ void memmap_remove(u64 start, u64 end);
 /* RAM, but taken: the kernel image. */
 void memmap_reserve(u64 start, u64 end);
 /*
- * The first allocation of a boot. RAM is zero at power-on, and clearing it again would cost more
- * than all else; but a reset keeps it. So the block starts with a mark (a word that no MMU takes for
- * an entry), and finding it there tells that this boot must clear what it allocates.
+ * Before the first allocation of a boot. RAM is zero at power-on, and clearing it again would cost
+ * more than all else; but a reset keeps it. So the first page that is allocated holds only a mark:
+ * finding it there tells that this boot must clear what it allocates.
  */
-u64 memmap_alloc_first(u64 size);
+void memmap_mark_boot(void);
 /* Zeroed; panics when there is none. Above 16 MiB when it can be, and always above 1 MiB. */
 u64 memmap_alloc(u64 size, u64 align);
 /* The same, but 0 when nothing fits. */

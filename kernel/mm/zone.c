@@ -95,11 +95,10 @@ void zone_give_one(struct zone *z, u64 pfn, unsigned order)
 {
     spin_lock(&z->lock);
     z->given[order]++;
-    if (unlikely(buddy_merges(&z->buddy, pfn, order))) {
+    if (unlikely(!buddy_give_exact(&z->buddy, pfn, order))) {
         give_one_merge(z, pfn, order);
         return;
     }
-    buddy_give_exact(&z->buddy, pfn, order);
     spin_unlock(&z->lock);
 }
 
