@@ -8,7 +8,7 @@ import json
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +161,14 @@ class Abi:
 
     @classmethod
     def load(cls, path: Path) -> "Abi":
-        """Read a file that `scripts/abi.py` wrote."""
-        return cls(json.loads(path.read_text()))
+        """Read a file that `scripts/abi.py` wrote; once, while it does not change."""
+        return _load(path, path.stat().st_mtime_ns)
 
     def layout(self, name: str) -> Layout:
         """The layout of a struct, by its C name; KeyError when the file does not have it."""
         return self._layouts[name]
+
+
+@lru_cache(maxsize=8)
+def _load(path: Path, mtime_ns: int) -> Abi:
+    return Abi(json.loads(path.read_text()))

@@ -62,10 +62,11 @@ static void kernel_continue(void)
     smp_start_others(&machine, (u32)MIN(options.cpus, (u64)MAX_CPUS));
     memory_init();
     client_init();
-    say_hello();
+    frame_offer_client();
     frame_mark_ready();
     uart_listen(&uart_wire);
     frame_send_hello();
+    say_hello();
     uart_listen(&uart_console);
     console_init();
     loop_run(&cpus[0]);

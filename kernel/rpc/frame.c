@@ -22,6 +22,9 @@ extern u64 boot_tsc;
 static struct spinlock wire_lock;
 static u64 frames, errors, ready_ticks;
 
+static struct client *offered; /* NULL when there was no memory for its ring */
+static u64 offered_ring;
+
 static u8 rx[COBS_MAX(PLAIN_MAX)];
 static size_t rx_len; /* more than sizeof(rx): too long, passed over up to its end */
 
@@ -90,6 +93,22 @@ void frame_send_panic(const void *record, size_t n)
     frame_send_parts(FRAME_PANIC, record, MIN(n, BODY_MAX - 1), "", 0);
 }
 
+void frame_offer_client(void)
+{
+    if (client_open("host", &offered))
+        return;
+    if (ring_open(offered, &offered_ring)) {
+        client_close(offered);
+        offered = NULL;
+    }
+}
+
+void frame_offer_end(u64 ring)
+{
+    if (ring == offered_ring)
+        offered = NULL;
+}
+
 void frame_send_hello(void)
 {
     struct frame_hello h = {
@@ -100,6 +119,10 @@ void frame_send_hello(void)
         .boot_ticks = ready_ticks,
         .boot_tsc = boot_tsc,
     };
+    if (offered) {
+        h.client = offered->owner.id;
+        h.ring = offered_ring;
+    }
     memcpy(h.build_id, build_id_note + 16, sizeof(h.build_id));
     frame_send(FRAME_HELLO, &h, sizeof(h), "", 0);
 }

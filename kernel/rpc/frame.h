@@ -34,9 +34,16 @@ struct frame_hello {
     u64 total_bytes;
     u64 boot_ticks; /* TSC ticks from entry to ready */
     u64 boot_tsc;   /* tells one boot from the next */
+    u64 ring;       /* physical address of a ring that is ready for whoever connects first */
+    u32 client;     /* the client that it belongs to; 0: none, or it was closed */
+    u32 reserved;
 };
 #define HELLO_MAGIC 0x21534f4b
 
+/* Makes the client that hello offers, so that connecting takes no further frames. */
+void frame_offer_client(void);
+/* A ring is closed: if it is the offered one, it is not offered again. */
+void frame_offer_end(u64 ring);
 void frame_send_hello(void);
 void frame_send_doorbell(void);
 void frame_send_bye(void);

@@ -84,6 +84,7 @@ static void slot_close(u32 slot)
     r->client = NULL;
     spin_unlock(&r->lock);
     c->rings--;
+    frame_offer_end(paddr_of(pfn));
     int err = pages_free(pfn, RING_ORDER, PAGE_KERNEL, c->owner.id);
     KASSERT(!err, "ring at 0x%lx: error %d", paddr_of(pfn), err);
 }

@@ -43,7 +43,9 @@ static size_t kos_print(char *buf, size_t cap, const char *fmt, ...)
 
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
 #pragma GCC diagnostic ignored "-Wformat-security"
+#ifndef __clang__
 #pragma GCC diagnostic ignored "-Wformat-truncation"
+#endif
 #pragma GCC diagnostic ignored "-Wformat-zero-length"
 
 #define SAME(spec, ...)                                                                            \

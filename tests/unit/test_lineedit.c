@@ -1,3 +1,4 @@
+/* sources: kernel/console/lineedit.c kernel/console/lineedit_complete.c kernel/console/lineedit_history.c */
 /*
  * Hosted test of the console's line editor: types at it and looks at the screen.
  *

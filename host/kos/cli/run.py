@@ -61,6 +61,6 @@ def show(vm: Machine) -> None:
             continue
         result = eval(source, names)
         if result is not None:
-            print(result)
+            print(repr(result))
     print("\nwhat the kernel says:\n\nkos> buddy")
     print(vm.console.run("buddy"))

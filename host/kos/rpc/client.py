@@ -91,6 +91,7 @@ class Client(Calls):
         name: Shown by the kernel's console, up to 23 characters.
         carrier: `rings`, or `frames` to send every call over the serial line.
         timeout: Seconds that a call may take.
+        ready: Id and ring of a client that the kernel has opened already.
 
     Example:
         >>> import kos
@@ -102,7 +103,13 @@ class Client(Calls):
     """
 
     def __init__(
-        self, machine: "Machine", name: str, *, carrier: str = "rings", timeout: float = 10.0
+        self,
+        machine: "Machine",
+        name: str,
+        *,
+        carrier: str = "rings",
+        timeout: float = 10.0,
+        ready: tuple[int, int] | None = None,
     ) -> None:
         if carrier not in ("rings", "frames"):
             raise ValueError(f"carrier is 'rings' or 'frames', not {carrier!r}")
@@ -118,7 +125,7 @@ class Client(Calls):
         self._spare: list[Ring] = []
         self._rings: list[Ring] = []
         self._closed = False
-        self.id, ring = self._control(_CLIENT_OPEN, (), name.encode())
+        self.id, ring = ready or self._control(_CLIENT_OPEN, (), name.encode())
         self._keep(ring)
         machine.clients.add(self)
         self._release = weakref.finalize(self, _abandon, machine, self.id)
