@@ -45,11 +45,16 @@ force:
 .PHONY: build
 build: setup ## compile the kernel: build/kos.elf and build/kos.abi.json
 	$(Q)mkdir -p build
-	$(Q)flock build/.lock $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS)) image
+	$(Q)flock build/.lock $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS)) image build/stubs
 
 .PHONY: image
 image: build/kos.elf build/kos.abi.json
 	@:
+
+# The stubs and the reference page are in the repository: whoever reads it there needs no build.
+build/stubs: build/kos.abi.json scripts/stubs.py
+	$(Q)$(PYTHON) scripts/stubs.py build/kos.abi.json host/kos/rpc/calls.py docs/calls.md
+	$(Q)touch $@
 
 .PHONY: run
 run: build ## boot the kernel and show it at work; on a terminal, stay in its console

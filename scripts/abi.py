@@ -14,6 +14,8 @@ from typing import Any
 from elftools.dwarf.die import DIE
 from elftools.elf.elffile import ELFFile
 
+from ksyms import section
+
 STRUCTS = (
     "call_desc",
     "call_value",
@@ -171,7 +173,7 @@ class Image:
 
 
 def read_calls(image: Image, elf: ELFFile, enums: dict[str, Any]) -> list[dict[str, Any]]:
-    section = elf.get_section_by_name(".kos.calls")
+    entries = section(elf, ".kos.calls")
     size = image.structs["call_desc"]["size"]
     types = {number: name.removeprefix("CALL_TYPE_") for name, number in enums["call_type"].items()}
     data = {
@@ -186,7 +188,7 @@ def read_calls(image: Image, elf: ELFFile, enums: dict[str, Any]) -> list[dict[s
         ]
 
     calls = []
-    for address in range(section["sh_addr"], section["sh_addr"] + section["sh_size"], size):
+    for address in range(entries["sh_addr"], entries["sh_addr"] + entries["sh_size"], size):
         d = image.read("call_desc", address)
         calls.append(
             {
@@ -206,7 +208,7 @@ def read_calls(image: Image, elf: ELFFile, enums: dict[str, Any]) -> list[dict[s
 
 
 def read_symbols(elf: ELFFile) -> dict[str, int]:
-    table = elf.get_section_by_name(".symtab")
+    table = section(elf, ".symtab")
     return {
         s.name: s["st_value"]
         for s in table.iter_symbols()
@@ -220,7 +222,7 @@ def main() -> None:
         elf = ELFFile(f)
         structs, enums = read_types(elf)
         image = Image(elf, structs)
-        notes = elf.get_section_by_name(".notes").iter_notes()
+        notes = section(elf, ".notes").iter_notes()
         abi = {
             "build_id": next(n["n_desc"] for n in notes if n["n_type"] == "NT_GNU_BUILD_ID"),
             "calls": read_calls(image, elf, enums),

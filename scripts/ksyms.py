@@ -9,6 +9,7 @@ import bisect
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from elftools.dwarf.dwarfinfo import DWARFInfo
 from elftools.elf.elffile import ELFFile
@@ -16,14 +17,23 @@ from elftools.elf.elffile import ELFFile
 Line = tuple[int, str, int]
 
 
+def section(elf: ELFFile, name: str) -> Any:
+    """A section that must be there."""
+    found = elf.get_section_by_name(name)
+    if found is None:
+        sys.exit(f"{sys.argv[0]}: the image has no section {name}")
+    return found
+
+
 def functions(elf: ELFFile, start: int, end: int) -> list[tuple[int, str]]:
     """The named code addresses in [start, end), one name each, sorted."""
     found: dict[int, str] = {}
-    for symbol in elf.get_section_by_name(".symtab").iter_symbols():
+    for symbol in section(elf, ".symtab").iter_symbols():
         kind = symbol["st_info"]["type"]
-        if start <= symbol["st_value"] < end and kind in ("STT_FUNC", "STT_NOTYPE"):
-            if kind == "STT_FUNC" or symbol["st_value"] not in found:
-                found[symbol["st_value"]] = symbol.name
+        address = symbol["st_value"]
+        named = kind == "STT_FUNC" or (kind == "STT_NOTYPE" and address not in found)
+        if start <= address < end and named:
+            found[address] = symbol.name
     return sorted(found.items())
 
 
@@ -106,7 +116,7 @@ def main() -> None:
         return
     with open(sys.argv[1], "rb") as f:
         elf = ELFFile(f)
-        text = elf.get_section_by_name(".text")
+        text = section(elf, ".text")
         start, end = text["sh_addr"], text["sh_addr"] + text["sh_size"]
         emit(functions(elf, start, end), lines(elf.get_dwarf_info(), start, end), start)
 

@@ -4,7 +4,9 @@ stubs.py kos.abi.json host/kos/rpc/calls.py docs/calls.md
 """
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 NUMBERS = {"u8", "u16", "u32", "u64", "s8", "s16", "s32", "s64", "ptr"}
@@ -222,14 +224,31 @@ def page(abi: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def formatted(source: str) -> str:
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "format",
+        "--quiet",
+        "--stdin-filename",
+        "calls.py",
+        "-",
+    ]
+    done = subprocess.run(command, input=source, text=True, capture_output=True, check=True)
+    return done.stdout
+
+
 def main() -> None:
-    source, module, reference = sys.argv[1:]
-    with open(source) as f:
-        abi = json.load(f)
-    with open(module, "w") as f:
-        f.write(stubs(abi))
-    with open(reference, "w") as f:
-        f.write(page(abi))
+    source, module, reference = (Path(argument) for argument in sys.argv[1:])
+    abi = json.loads(source.read_text())
+    write_if_changed(module, formatted(stubs(abi)))
+    write_if_changed(reference, page(abi))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 #include "x86_64/paging.h"
 #include "lib/string.h"
 
-#define TABLE_MAX 65536
-#define MADT_LAPIC 0
-#define MADT_IOAPIC 1
+#define TABLE_MAX     65536
+#define MADT_LAPIC    0
+#define MADT_IOAPIC   1
 #define MADT_OVERRIDE 2
 #define LAPIC_ENABLED 1
 
@@ -77,7 +77,8 @@ static const struct sdt *table_check(u64 paddr, const char *signature)
 static const struct madt *madt_find(const struct rsdp *rsdp)
 {
     bool wide = rsdp->revision >= 2 && rsdp->xsdt;
-    const struct sdt *root = wide ? table_check(rsdp->xsdt, "XSDT") : table_check(rsdp->rsdt, "RSDT");
+    const struct sdt *root =
+        wide ? table_check(rsdp->xsdt, "XSDT") : table_check(rsdp->rsdt, "RSDT");
     unsigned size = wide ? 8 : 4;
     if (!root)
         return NULL;

@@ -4,16 +4,16 @@
 #include "lib/types.h"
 
 #define MSR_APIC_BASE 0x1b
-#define MSR_EFER 0xc0000080
-#define MSR_GS_BASE 0xc0000101
-#define EFER_NXE (1u << 11)
-#define CR0_WP (1u << 16)
-#define CR4_PSE (1u << 4)
-#define CR4_PGE (1u << 7)
-#define CR4_UMIP (1u << 11)
-#define CR4_SMEP (1u << 20)
-#define CR4_SMAP (1u << 21)
-#define RFLAGS_IF (1u << 9)
+#define MSR_EFER      0xc0000080
+#define MSR_GS_BASE   0xc0000101
+#define EFER_NXE      (1u << 11)
+#define CR0_WP        (1u << 16)
+#define CR4_PSE       (1u << 4)
+#define CR4_PGE       (1u << 7)
+#define CR4_UMIP      (1u << 11)
+#define CR4_SMEP      (1u << 20)
+#define CR4_SMAP      (1u << 21)
+#define RFLAGS_IF     (1u << 9)
 
 static inline void outb(u16 port, u8 value)
 {
@@ -107,7 +107,9 @@ struct cpuid {
 static inline struct cpuid cpu_id(u32 leaf, u32 sub)
 {
     struct cpuid r;
-    __asm__ volatile("cpuid" : "=a"(r.eax), "=b"(r.ebx), "=c"(r.ecx), "=d"(r.edx) : "a"(leaf), "c"(sub));
+    __asm__ volatile("cpuid"
+                     : "=a"(r.eax), "=b"(r.ebx), "=c"(r.ecx), "=d"(r.edx)
+                     : "a"(leaf), "c"(sub));
     return r;
 }
 

@@ -5,7 +5,8 @@
 static void tss_describe(u64 *gdt, const struct tss *tss)
 {
     u64 base = (u64)tss;
-    gdt[0] = (sizeof(*tss) - 1) | (base & 0xffffff) << 16 | 0x89ull << 40 | (base >> 24 & 0xff) << 56;
+    gdt[0] =
+        (sizeof(*tss) - 1) | (base & 0xffffff) << 16 | 0x89ull << 40 | (base >> 24 & 0xff) << 56;
     gdt[1] = base >> 32;
 }
 

@@ -2,10 +2,10 @@
 #pragma once
 #include "lib/types.h"
 
-#define IST_DOUBLE_FAULT 1
-#define IST_NMI 2
+#define IST_DOUBLE_FAULT  1
+#define IST_NMI           2
 #define IST_MACHINE_CHECK 3
-#define IST_COUNT 3
+#define IST_COUNT         3
 
 struct tss {
     u32 reserved0;

@@ -4,21 +4,21 @@
 #include "x86_64/paging.h"
 #include "x86_64/trap.h"
 
-#define LAPIC_ID 0x20
-#define LAPIC_EOI 0xb0
-#define LAPIC_SPURIOUS 0xf0
-#define LAPIC_ICR_LOW 0x300
-#define LAPIC_ICR_HIGH 0x310
-#define LAPIC_TIMER 0x320
-#define LAPIC_TIMER_COUNT 0x380
+#define LAPIC_ID           0x20
+#define LAPIC_EOI          0xb0
+#define LAPIC_SPURIOUS     0xf0
+#define LAPIC_ICR_LOW      0x300
+#define LAPIC_ICR_HIGH     0x310
+#define LAPIC_TIMER        0x320
+#define LAPIC_TIMER_COUNT  0x380
 #define LAPIC_TIMER_DIVIDE 0x3e0
 
-#define ICR_NMI (4u << 8)
-#define ICR_INIT (5u << 8)
+#define ICR_NMI     (4u << 8)
+#define ICR_INIT    (5u << 8)
 #define ICR_STARTUP (6u << 8)
-#define ICR_ASSERT (1u << 14)
+#define ICR_ASSERT  (1u << 14)
 #define ICR_PENDING (1u << 12)
-#define ICR_OTHERS (3u << 18)
+#define ICR_OTHERS  (3u << 18)
 
 static volatile u32 *lapic, *ioapic;
 static u32 ioapic_first_gsi;

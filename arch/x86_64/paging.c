@@ -100,7 +100,8 @@ u64 paging_map_stack(u64 size)
     guards[guard_count++] = next_stack;
     u64 low = next_stack + PAGE_SIZE;
     for (u64 at = low; at < low + size; at += PAGE_SIZE)
-        paging_map(at, memmap_alloc(PAGE_SIZE, PAGE_SIZE), PAGE_SIZE, PTE_WRITE | PTE_NX | PTE_GLOBAL);
+        paging_map(at, memmap_alloc(PAGE_SIZE, PAGE_SIZE), PAGE_SIZE,
+                   PTE_WRITE | PTE_NX | PTE_GLOBAL);
     next_stack = low + size;
     return low + size;
 }

@@ -12,14 +12,14 @@ struct aspace;
 
 struct cpu {
     struct cpu *self;
-    u32 id;      /* 0 is the boot CPU */
+    u32 id; /* 0 is the boot CPU */
     u32 apic_id;
     bool online; /* shared: set by the CPU, read by the boot CPU */
     bool asleep; /* shared: about to halt or halted; who gives it work sends VECTOR_WAKE */
     struct aspace *aspace; /* whose tables CR3 holds; NULL: the kernel's alone */
 
-    u64 tlb_generation;     /* shared: the last shootdown this CPU has served */
-    void (*work)(void *);   /* shared: run once by this CPU's loop, then set to NULL */
+    u64 tlb_generation;   /* shared: the last shootdown this CPU has served */
+    void (*work)(void *); /* shared: run once by this CPU's loop, then set to NULL */
     void *work_arg;
 
     u64 calls, interrupts, timer_interrupts, sleeps, wakeups_sent, tlb_flushes;

@@ -6,7 +6,7 @@
 #include "mm/memmap.h"
 
 #define PVH_MAGIC 0x336ec578
-#define E820_RAM 1
+#define E820_RAM  1
 
 struct start_info {
     u32 magic, version, flags, nr_modules;

@@ -24,12 +24,28 @@ static struct idt_gate idt[TRAP_STUBS];
 extern const u8 trap_stubs[TRAP_STUBS][16];
 
 static const char *const names[] = {
-    "divide error",       "debug",           "non-maskable interrupt",    "breakpoint",
-    "overflow",           "bound range",     "invalid opcode",            "no FPU",
-    "double fault",       "coprocessor",     "invalid TSS",               "segment not present",
-    "stack segment",      "general protection", "page fault",             "reserved vector 15",
-    "x87 floating point", "alignment check", "machine check",             "SIMD floating point",
-    "virtualization",     "control protection",
+    "divide error",
+    "debug",
+    "non-maskable interrupt",
+    "breakpoint",
+    "overflow",
+    "bound range",
+    "invalid opcode",
+    "no FPU",
+    "double fault",
+    "coprocessor",
+    "invalid TSS",
+    "segment not present",
+    "stack segment",
+    "general protection",
+    "page fault",
+    "reserved vector 15",
+    "x87 floating point",
+    "alignment check",
+    "machine check",
+    "SIMD floating point",
+    "virtualization",
+    "control protection",
 };
 
 const char *trap_name(u64 vector)

@@ -14,16 +14,16 @@ struct pt_regs {
     u64 rip, cs, eflags, rsp, ss;
 };
 
-#define VECTOR_DOUBLE_FAULT 8
-#define VECTOR_NMI 2
+#define VECTOR_DOUBLE_FAULT  8
+#define VECTOR_NMI           2
 #define VECTOR_MACHINE_CHECK 18
-#define VECTOR_PAGE_FAULT 14
-#define VECTOR_COM1 32
-#define VECTOR_COM2 33
-#define VECTOR_WAKE 34
-#define VECTOR_TLB 35
-#define VECTOR_TIMER 36
-#define VECTOR_SPURIOUS 63
+#define VECTOR_PAGE_FAULT    14
+#define VECTOR_COM1          32
+#define VECTOR_COM2          33
+#define VECTOR_WAKE          34
+#define VECTOR_TLB           35
+#define VECTOR_TIMER         36
+#define VECTOR_SPURIOUS      63
 
 /* Fills the IDT (once) and loads it on the calling CPU. */
 void trap_init(void);

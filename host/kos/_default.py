@@ -22,7 +22,7 @@ def boot(
     memory: int | str = "256M",
     cpus: int = 2,
     machine: Any = "microvm",
-    accel: str = "auto",
+    accel: Any = "auto",
     deterministic: bool = False,
     **options: Any,
 ) -> Machine:

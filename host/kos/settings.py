@@ -1,4 +1,4 @@
-"""Settings: flags, then `KOS_*` variables, then `[tool.kos]` in pyproject.toml, then the default."""
+"""Settings: flags, then `KOS_*` variables, then `[tool.kos]` in pyproject.toml, then defaults."""
 
 import os
 import tomllib

@@ -43,8 +43,9 @@ static void word_apply(char *word)
     if (equals)
         *equals = 0;
     if (!option_apply(word, equals ? equals + 1 : NULL))
-        printk("command line: '%s' is not understood; known: spin=N cpus=N reserve=START-END quiet\n",
-               copy);
+        printk(
+            "command line: '%s' is not understood; known: spin=N cpus=N reserve=START-END quiet\n",
+            copy);
 }
 
 void cmdline_parse(const char *line)

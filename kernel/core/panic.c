@@ -83,7 +83,8 @@ static u32 trace_collect(const struct pt_regs *regs, u64 trace[PANIC_TRACE])
 
 static void say_registers(const struct pt_regs *r)
 {
-    say("  rip %016lx  rsp %016lx  flags %08lx  error %lx\n", r->rip, r->rsp, r->eflags, r->orig_rax);
+    say("  rip %016lx  rsp %016lx  flags %08lx  error %lx\n", r->rip, r->rsp, r->eflags,
+        r->orig_rax);
     say("  rax %016lx  rbx %016lx  rcx %016lx  rdx %016lx\n", r->rax, r->rbx, r->rcx, r->rdx);
     say("  rsi %016lx  rdi %016lx  rbp %016lx  r8  %016lx\n", r->rsi, r->rdi, r->rbp, r->r8);
     say("  r9  %016lx  r10 %016lx  r11 %016lx  r12 %016lx\n", r->r9, r->r10, r->r11, r->r12);
@@ -147,7 +148,8 @@ _Noreturn void panic(const char *fmt, ...)
     va_end(ap);
     /* The caller's frame: the registers that a call keeps are as they were there. */
     __asm__ volatile("mov %%rbx, %0\n mov %%r12, %1\n mov %%r13, %2\n mov %%r14, %3\n mov %%r15, %4"
-                     : "=m"(regs.rbx), "=m"(regs.r12), "=m"(regs.r13), "=m"(regs.r14), "=m"(regs.r15));
+                     : "=m"(regs.rbx), "=m"(regs.r12), "=m"(regs.r13), "=m"(regs.r14),
+                       "=m"(regs.r15));
     regs.rbp = *(u64 *)__builtin_frame_address(0);
     regs.rsp = (u64)__builtin_frame_address(0) + 16;
     panic_with_regs(&regs, reason);

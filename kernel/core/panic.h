@@ -5,7 +5,7 @@
 #pragma once
 #include "lib/types.h"
 
-#define PANIC_TRACE 24
+#define PANIC_TRACE  24
 #define PANIC_REASON 200
 
 struct pt_regs;

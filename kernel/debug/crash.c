@@ -69,9 +69,9 @@ static const struct {
     const char *kind;
     void (*crash)(void);
 } kinds[] = {
-    {"panic", crash_panic},     {"null", crash_null},       {"write-text", crash_write_text},
-    {"stack", crash_stack},     {"invalid", crash_invalid}, {"divide", crash_divide},
-    {"assert", crash_assert},   {"triple", crash_triple},
+    {"panic", crash_panic},   {"null", crash_null},       {"write-text", crash_write_text},
+    {"stack", crash_stack},   {"invalid", crash_invalid}, {"divide", crash_divide},
+    {"assert", crash_assert}, {"triple", crash_triple},
 };
 
 int crash_now(const char *kind)

@@ -10,7 +10,7 @@
 #include "mm/zone.h"
 
 #define ROUNDS_MAX 1000000
-#define HELD_MAX 256
+#define HELD_MAX   256
 
 /* Blocks kept out of the zone during a measurement; 0: given back already. */
 struct held {

@@ -2,14 +2,14 @@
 #include "drivers/uart.h"
 #include "x86_64/cpu.h"
 
-#define UART_DATA 0
-#define UART_IER 1
-#define UART_FCR 2
-#define UART_LCR 3
-#define UART_MCR 4
-#define UART_LSR 5
-#define LSR_DATA 1
-#define LSR_THRE 32
+#define UART_DATA  0
+#define UART_IER   1
+#define UART_FCR   2
+#define UART_LCR   3
+#define UART_MCR   4
+#define UART_LSR   5
+#define LSR_DATA   1
+#define LSR_THRE   32
 #define FIFO_BYTES 16
 
 struct uart uart_console = {.port = 0x3f8};

@@ -12,7 +12,7 @@
 
 struct uart {
     u16 port;
-    bool paused; /* the ring was full: the receive interrupt is off */
+    bool paused;    /* the ring was full: the receive interrupt is off */
     u32 head, tail; /* head: written by the handler; tail: by the reader */
     u8 ring[UART_RING];
 };

@@ -106,8 +106,8 @@ int aspace_map(struct aspace *as, u64 vaddr, u64 pfn)
     u64 *e = &table_at(path[1])[pt_index(vaddr, 1)];
     if (*e & PTE_PRESENT)
         return -EEXIST;
-    WRITE_ONCE(*e, paddr_of(pfn) | PTE_PRESENT | PTE_WRITE | PTE_USER |
-                       (cpu_features.nx ? PTE_NX : 0));
+    WRITE_ONCE(*e,
+               paddr_of(pfn) | PTE_PRESENT | PTE_WRITE | PTE_USER | (cpu_features.nx ? PTE_NX : 0));
     page_at(pfn_of(path[1]))->refs++;
     as->mapped++;
     return 0;

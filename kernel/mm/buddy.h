@@ -19,7 +19,7 @@
 #include "mm/mm.h"
 
 #define BUDDY_LEVELS 5 /* 64^4 blocks of order 0 are 64 GiB: a zone with a hole is larger */
-#define BUDDY_NONE UINT64_MAX
+#define BUDDY_NONE   UINT64_MAX
 
 struct buddy_map {
     u64 *level[BUDDY_LEVELS]; /* level[0]: the bitmap; the last has one word */

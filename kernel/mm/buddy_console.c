@@ -83,7 +83,8 @@ static void count_magazines(struct map *m)
             struct magazine *mag = &cpu->pcp.magazine[pcp_index[order]];
             SPIN_GUARD(&mag->lock);
             for (u32 i = 0; i < mag->count; i++)
-                count_frames(m, m->free, cpu->pcp.slot[pcp_first[pcp_index[order]] + i], 1ull << order);
+                count_frames(m, m->free, cpu->pcp.slot[pcp_first[pcp_index[order]] + i],
+                             1ull << order);
         }
     }
 }

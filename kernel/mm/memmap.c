@@ -8,9 +8,9 @@
 #include "x86_64/paging.h"
 #endif
 
-#define LOW_END 0x100000
-#define DMA_END 0x1000000
-#define PAGE 4096
+#define LOW_END   0x100000
+#define DMA_END   0x1000000
+#define PAGE      4096
 #define BOOT_MARK 0x4b4f5320424f4f54
 
 struct memmap memmap;

@@ -9,7 +9,7 @@
 #include "lib/types.h"
 
 #define MEMMAP_RANGES 64
-#define MEMMAP_LIMIT (128ull << 30) /* RAM above is not used: the page array has room for so much */
+#define MEMMAP_LIMIT  (128ull << 30) /* RAM above is not used: the page array has room for so much */
 
 struct mem_range {
     u64 start, end; /* bytes; end is exclusive */

@@ -48,16 +48,24 @@ static struct page *owned_page(const struct owner *o, u64 pfn)
     return p->kind == PAGE_CLIENT && p->owner == o->id ? p : NULL;
 }
 
+/* One block for the owner, not in its list yet; 0 when there is none. The owner is locked. */
+static inline u64 block_take(struct owner *o, unsigned order)
+{
+    u64 pfn = pages_alloc(order, PAGE_CLIENT, o->id, 0);
+    if (pfn)
+        o->pages += 1ull << order;
+    return pfn;
+}
+
 int owned_alloc(struct owner *o, unsigned order, bool split, u64 *pfn)
 {
     if (order > MAX_ORDER)
         return -EINVAL;
     SPIN_GUARD(&o->lock);
-    u64 first = pages_alloc(order, PAGE_CLIENT, o->id, 0);
+    u64 first = block_take(o, order);
     if (!first)
         return -ENOMEM;
     *pfn = first;
-    o->pages += 1ull << order;
     if (!split) {
         list_add(o, first);
         return 0;
@@ -65,6 +73,22 @@ int owned_alloc(struct owner *o, unsigned order, bool split, u64 *pfn)
     pages_split(first, order);
     for (u64 i = 1ull << order; i-- > 0;)
         list_add(o, first + i);
+    return 0;
+}
+
+int owned_alloc_array(struct owner *o, unsigned order, u32 n, u64 *paddrs, u32 *got)
+{
+    *got = 0;
+    if (order > MAX_ORDER)
+        return -EINVAL;
+    SPIN_GUARD(&o->lock);
+    for (; *got < n; ++*got) {
+        u64 pfn = block_take(o, order);
+        if (!pfn)
+            return *got ? 0 : -ENOMEM;
+        list_add(o, pfn);
+        WRITE_ONCE(paddrs[*got], paddr_of(pfn));
+    }
     return 0;
 }
 
@@ -78,17 +102,33 @@ static void block_release(struct owner *o, u64 pfn, struct page *p)
     pages_free(pfn, order, PAGE_CLIENT, o->id);
 }
 
-int owned_free(struct owner *o, u64 pfn, unsigned order)
+/* The owner is locked. */
+static inline int block_free(struct owner *o, u64 pfn, unsigned order)
 {
-    if (order > MAX_ORDER)
-        return -EINVAL;
-    SPIN_GUARD(&o->lock);
     struct page *p = owned_page(o, pfn);
     if (!p || p->order != order)
         return -EINVAL;
-    if ((p->head & ~PAGE_HEAD_DIRTY) != page_head(PAGE_CLIENT, order, o->id))
+    if (unlikely((p->head & ~PAGE_HEAD_DIRTY) != page_head(PAGE_CLIENT, order, o->id)))
         return -EBUSY;
     block_release(o, pfn, p);
+    return 0;
+}
+
+int owned_free(struct owner *o, u64 pfn, unsigned order)
+{
+    SPIN_GUARD(&o->lock);
+    return block_free(o, pfn, order);
+}
+
+int owned_free_array(struct owner *o, unsigned order, u32 n, const u64 *paddrs, u32 *freed)
+{
+    SPIN_GUARD(&o->lock);
+    for (*freed = 0; *freed < n; ++*freed) {
+        u64 paddr = READ_ONCE(paddrs[*freed]);
+        int err = paddr % paddr_of(1) ? -EINVAL : block_free(o, pfn_of(paddr), order);
+        if (err)
+            return err;
+    }
     return 0;
 }
 

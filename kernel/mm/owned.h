@@ -14,7 +14,7 @@
 #include "mm/page.h"
 
 struct owner {
-    u16 id; /* not 0 */
+    u16 id;    /* not 0 */
     u32 first; /* pfn of the first block in the list, 0: none */
     struct spinlock lock;
     u64 blocks, pages;
@@ -29,8 +29,15 @@ struct page_info {
 
 /* A block of 2^order frames; split: as frames of their own. -EINVAL: order; -ENOMEM. */
 int owned_alloc(struct owner *o, unsigned order, bool split, u64 *pfn);
+/* The same for up to n blocks; *got is how many. Fails only when there is none at all. */
+int owned_alloc_array(struct owner *o, unsigned order, u32 n, u64 *paddrs, u32 *got);
 /* -EINVAL: not a block of that order; -EBUSY: locked, mapped or with other references. */
 int owned_free(struct owner *o, u64 pfn, unsigned order);
+/*
+ * Gives blocks back in order, by physical address; at one that is refused it stops. *freed is how
+ * many were. The addresses may change meanwhile: each is read once.
+ */
+int owned_free_array(struct owner *o, unsigned order, u32 n, const u64 *paddrs, u32 *freed);
 /* Takes exactly this free frame, or one more reference to one that the owner has. -EBUSY, -EINVAL. */
 int owned_claim(struct owner *o, u64 pfn);
 /* Changes the reference count by one; the last put gives the frame back. *refs is what is left. */

@@ -14,8 +14,8 @@
 #include "mm/pcp.h"
 #include "mm/zone.h"
 
-#define GRANULE (1ull << 20) /* physical bytes whose struct pages fill one page */
-#define CHUNK (512ull << 20) /* physical bytes whose struct pages fill 2 MiB */
+#define GRANULE     (1ull << 20)   /* physical bytes whose struct pages fill one page */
+#define CHUNK       (512ull << 20) /* physical bytes whose struct pages fill 2 MiB */
 #define CHUNK_ARRAY (2ull << 20)
 
 u64 page_end_pfn;

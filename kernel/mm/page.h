@@ -20,7 +20,7 @@ enum page_kind {
     PAGE_POOL,   /* small objects; see pool.c */
 };
 
-#define PG_DIRTY 1
+#define PG_DIRTY  1
 #define PG_LOCKED 2
 #define PG_MAPPED 4 /* descriptor is a struct frame_map, which holds the links too */
 

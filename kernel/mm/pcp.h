@@ -12,7 +12,7 @@
 #include "mm/mm.h"
 
 #define PCP_MAGAZINES 5
-#define PCP_SLOTS (64 + 32 + 16 + 8 + 4)
+#define PCP_SLOTS     (64 + 32 + 16 + 8 + 4)
 
 struct magazine {
     struct spinlock lock;

@@ -13,12 +13,12 @@
 #include "rpc/calls.def"
 #undef CALL
 
-#define ARGS(...) .args = {__VA_ARGS__}
-#define ARG(type, name, doc) {CALL_TYPE_##type, #name, doc},
-#define RESULTS(...) .results = {__VA_ARGS__}
+#define ARGS(...)               .args = {__VA_ARGS__}
+#define ARG(type, name, doc)    {CALL_TYPE_##type, #name, doc},
+#define RESULTS(...)            .results = {__VA_ARGS__}
 #define RESULT(type, name, doc) {CALL_TYPE_##type, #name, doc},
-#define IN(kind) .in = CALL_##kind
-#define OUT(kind, struct_name) .out = CALL_##kind, .out_struct = #struct_name
+#define IN(kind)                .in = CALL_##kind
+#define OUT(kind, struct_name)  .out = CALL_##kind, .out_struct = #struct_name
 #define CALL(num, nam, sco, arguments, in_data, out_data, res, err, text)                          \
     {.number = num,                                                                                \
      .scope = CALL_##sco,                                                                          \

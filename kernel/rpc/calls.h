@@ -51,7 +51,7 @@ const char *call_type_name(enum call_type type);
 void call_serve(struct client *client, const struct rpc_entry *e, void *data, bool wire,
                 struct rpc_completion *c);
 
-#define ARGS(...) __VA_ARGS__
+#define ARGS(...)            __VA_ARGS__
 #define ARG(type, name, doc) u64 name;
 #define CALL(number, name, scope, args, in, out, results, errors, doc)                             \
     struct name##_args {                                                                           \

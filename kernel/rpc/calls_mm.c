@@ -36,33 +36,21 @@ long call_buddy_free(struct call *c, const struct buddy_free_args *a)
 
 long call_buddy_alloc_array(struct call *c, const struct buddy_alloc_array_args *a)
 {
-    u64 *out = c->data;
-    u32 n = 0;
+    u32 got = 0;
     if (a->count > c->data_cap / 8)
         return -EMSGSIZE;
-    for (; n < a->count; n++) {
-        u64 pfn;
-        int err = owned_alloc(&c->client->owner, (unsigned)a->order, false, &pfn);
-        if (err && (err != -ENOMEM || !n))
-            return err;
-        if (err)
-            break;
-        WRITE_ONCE(out[n], paddr_of(pfn));
-    }
-    c->out_len = n * 8;
-    return 0;
+    int err =
+        owned_alloc_array(&c->client->owner, (unsigned)a->order, (u32)a->count, c->data, &got);
+    c->out_len = got * 8;
+    return err;
 }
 
 static long free_array(struct call *c, unsigned order)
 {
-    const u64 *in = c->data;
-    for (u32 i = 0; i < c->data_len / 8; i++) {
-        int err = owned_free(&c->client->owner, frame_at(READ_ONCE(in[i])), order);
-        if (err)
-            return err;
-        c->result[0]++;
-    }
-    return 0;
+    u32 freed = 0;
+    int err = owned_free_array(&c->client->owner, order, c->data_len / 8, c->data, &freed);
+    c->result[0] = freed;
+    return err;
 }
 
 long call_buddy_free_array(struct call *c, const struct buddy_free_array_args *a)

@@ -8,11 +8,11 @@
 #pragma once
 #include "mm/owned.h"
 
-#define MAX_CLIENTS 256
-#define CLIENT_NAME 24
+#define MAX_CLIENTS    256
+#define CLIENT_NAME    24
 #define CLIENT_CONSOLE 1 /* the serial console's own */
-#define CLIENT_WIRE 2    /* frames that name no client */
-#define CLIENT_FIRST 3
+#define CLIENT_WIRE    2 /* frames that name no client */
+#define CLIENT_FIRST   3
 
 struct client {
     bool open;

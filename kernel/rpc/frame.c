@@ -12,8 +12,8 @@
 #include "rpc/calls.h"
 #include "rpc/ring.h"
 
-#define BODY_MAX (1 + sizeof(struct rpc_entry) + FRAME_DATA_MAX)
-#define PLAIN_MAX (1 + BODY_MAX + 4)
+#define BODY_MAX   (1 + sizeof(struct rpc_entry) + FRAME_DATA_MAX)
+#define PLAIN_MAX  (1 + BODY_MAX + 4)
 #define POLL_BYTES 1024 /* at a time, so that other work gets its turn */
 
 extern const u8 build_id_note[];

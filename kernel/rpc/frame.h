@@ -19,16 +19,16 @@
 #include "lib/types.h"
 
 #define FRAME_DATA_MAX 4096
-#define FRAME_CALL 'C'
-#define FRAME_REPLY 'R'
-#define FRAME_HELLO 'H'
-#define FRAME_ERROR 'E'
-#define FRAME_PANIC 'P'
-#define FRAME_BYE 'B'
+#define FRAME_CALL     'C'
+#define FRAME_REPLY    'R'
+#define FRAME_HELLO    'H'
+#define FRAME_ERROR    'E'
+#define FRAME_PANIC    'P'
+#define FRAME_BYE      'B'
 
 struct frame_hello {
-    u32 magic;      /* "KOS!" */
-    u32 version;    /* RPC_ABI_VERSION */
+    u32 magic;   /* "KOS!" */
+    u32 version; /* RPC_ABI_VERSION */
     u8 build_id[20];
     u32 cpus;
     u64 total_bytes;

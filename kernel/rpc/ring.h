@@ -19,13 +19,13 @@
 #pragma once
 #include "core/spinlock.h"
 
-#define RING_ENTRIES 64
-#define RING_ORDER 4
-#define RING_CQ 256
-#define RING_SQ 4096
-#define RING_DATA 8192
+#define RING_ENTRIES    64
+#define RING_ORDER      4
+#define RING_CQ         256
+#define RING_SQ         4096
+#define RING_DATA       8192
 #define RING_DATA_BYTES ((4096u << RING_ORDER) - RING_DATA)
-#define MAX_RINGS 64
+#define MAX_RINGS       64
 
 struct ring_header {
     /* written by the host */

@@ -6,7 +6,7 @@
 #include "lib/types.h"
 
 #define RPC_ABI_VERSION 1
-#define RPC_ARGS 5
+#define RPC_ARGS        5
 
 struct rpc_entry {
     u16 op;     /* number of the call */

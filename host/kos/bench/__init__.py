@@ -1,6 +1,8 @@
-"""What `kos bench` measures. Times are medians of several runs on this host; the figures that carry
-over to other hosts are the ratios, taken in the same run, and the guest instructions.
-"""  # fmt: skip
+"""What `kos bench` measures.
+
+Times are medians of several runs on this host; the figures that carry over to other hosts are the
+ratios, taken in the same run, and the guest instructions.
+"""
 
 from collections.abc import Callable
 

@@ -1,6 +1,7 @@
-"""QEMU's own floor: how long from spawning it to the first byte that a guest of ten instructions
-prints. The guest is a PVH image made here, byte by byte, so that no compiler is needed.
-"""  # fmt: skip
+"""QEMU's own floor: from spawning it to the first byte that a guest of ten instructions prints.
+
+The guest is a PVH image made here, byte by byte, so that no compiler is needed.
+"""
 
 import os
 import socket

@@ -112,15 +112,8 @@ class Machine:
     def _start(self) -> None:
         self._qemu.console_tail = self.console.tail
         self.console.attach(self._qemu.console_fd)
-        self.console.failure = lambda: self.wire.failure
         self.qmp = Monitor(self._qemu)
-        self.wire = Wire(
-            self.abi,
-            (self._qemu.console_fd, self._qemu.wire_fd, self._qemu.pidfd),
-            self.console.feed,
-            self._exited,
-            self.console.tail,
-        )
+        self.wire = _make_wire(self.abi, self._qemu, self.console)
         self._ended = weakref.finalize(self, _end, self.wire, self._qemu)
         try:
             self._qemu.on_event(_event_handler(weakref.ref(self)))
@@ -131,27 +124,6 @@ class Machine:
             raise
 
     # Starting and ending
-
-    def _exited(self) -> KOSError:
-        """How QEMU ended, for those who wait for an answer."""
-        status = self._qemu.wait_exit(1.0)
-        signal = -status if status is not None and status < 0 else None
-        kind = MachineExited if self.wire.hellos else BootError
-        if kind is BootError:
-            return BootError(
-                "QEMU ended before the kernel was ready",
-                argv=self._qemu.argv,
-                exit_status=status,
-                stderr=self._qemu.stderr_text(),
-                console=self.console.tail(),
-            )
-        return MachineExited(
-            exit_status=status,
-            signal=signal,
-            argv=self._qemu.argv,
-            stderr=self._qemu.stderr_text(),
-            console=self.console.tail(),
-        )
 
     def _wait_ready(self) -> None:
         """Wait for the kernel's hello, check that it is the kernel we know, and connect."""
@@ -167,7 +139,7 @@ class Machine:
                 f"the running kernel has build id {build_id}, "
                 f"its ABI file is for {self.abi.build_id}"
             )
-        self.boot_ticks = hello["boot_ticks"]
+        self.boot_ticks = int(hello["boot_ticks"])  # type: ignore[arg-type]
         self._client = self._first_client(int(hello["client"]), int(hello["ring"]))  # type: ignore[arg-type]
 
     def _boot_error(self, message: str) -> BootError:
@@ -190,14 +162,12 @@ class Machine:
             return
         reason = "triple fault: the CPU reset itself, and the kernel could not say why"
         self.wire.fail(KernelPanic(reason, text=self.console.tail()))
-        self.console.wake()
 
     def _reboot(self) -> None:
         try:
             self.reset()
         except KOSError as error:
             self.wire.fail(error)
-            self.console.wake()
 
     # What it offers
 
@@ -285,6 +255,7 @@ class Machine:
                 client.forget()
             self.abandoned.clear()
             self.wire.restart()
+            self.console.restart()
             self._qemu.reset()
             self._wait_ready()
 
@@ -298,7 +269,6 @@ class Machine:
                 client.forget()
             self._client = None
             self._ended()
-            self.console.wake()
 
     @property
     def closed(self) -> bool:
@@ -332,6 +302,39 @@ class Machine:
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"pid {self._qemu.pid}"
         return f"<Machine {self.memory >> 20}M, {self.cpus} CPUs, {state}>"
+
+
+def _make_wire(abi: Abi, qemu: Qemu, console: Console) -> Wire:
+    """The wire, whose thread must not hold the Machine: dropping that ends the thread."""
+    wire = Wire(
+        abi,
+        (qemu.console_fd, qemu.wire_fd, qemu.pidfd),
+        console.feed,
+        lambda booted: _exited(qemu, console, booted),
+        console,
+    )
+    console.failure = lambda: wire.failure
+    return wire
+
+
+def _exited(qemu: Qemu, console: Console, booted: bool) -> KOSError:
+    """How QEMU ended, for those who wait for an answer."""
+    status = qemu.wait_exit(1.0)
+    if not booted:
+        return BootError(
+            "QEMU ended before the kernel was ready",
+            argv=qemu.argv,
+            exit_status=status,
+            stderr=qemu.stderr_text(),
+            console=console.tail(),
+        )
+    return MachineExited(
+        exit_status=status,
+        signal=-status if status is not None and status < 0 else None,
+        argv=qemu.argv,
+        stderr=qemu.stderr_text(),
+        console=console.tail(),
+    )
 
 
 def _event_handler(machine: "weakref.ref[Machine]") -> Any:

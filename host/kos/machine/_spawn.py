@@ -140,7 +140,7 @@ class _Spawner:
             job, reply = self._requests.get()
             try:
                 reply.put(job())
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - handed to who waits for it
                 reply.put(error)
             # Nothing of the last job may live on until the next one comes.
             del job, reply

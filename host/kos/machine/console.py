@@ -37,6 +37,8 @@ class Console:
         self._dropped = 0
         self._echo: Callable[[bytes], None] | None = None
         self._command_lock = threading.Lock()
+        self._booted_at = 0
+        self._prompted = False
         self.failure: Callable[[], KOSError | None] = lambda: None
 
     def attach(self, fd: int) -> None:
@@ -55,6 +57,11 @@ class Console:
             self._changed.notify_all()
         if echo is not None:
             echo(data)
+
+    def restart(self) -> None:
+        """Called by the machine before it boots anew: the next prompt is that of another kernel."""
+        self._booted_at = self.position
+        self._prompted = False
 
     def wake(self) -> None:
         """Called at the machine's end, so that nobody waits for text that cannot come."""
@@ -136,12 +143,19 @@ class Console:
         if any(ord(c) < 32 or ord(c) > 126 for c in command) or len(command) > 255:
             raise ValueError(f"a command is one line of at most 255 plain characters: {command!r}")
         with self._command_lock:
+            self._wait_prompt(timeout)
             start = self.position
             self.send(command + "\r")
             text = self.wait_for(
                 r"\n(.*\n)*?" + re.escape(PROMPT) + r"\Z", start=start, timeout=timeout
             )
         return text.split("\n", 1)[1].removesuffix(PROMPT).rstrip("\n")
+
+    def _wait_prompt(self, timeout: float) -> None:
+        """What is typed before the first prompt would be taken for what the boot prints."""
+        if not self._prompted:
+            self.wait_for(f"^{re.escape(PROMPT)}", start=self._booted_at, timeout=timeout)
+            self._prompted = True
 
     def interact(self) -> None:
         """Give the terminal to the console until Ctrl-] is typed or the machine ends."""

@@ -3,6 +3,9 @@
 Each thread that calls gets a ring of its own; the ring of a thread that ended serves the next one.
 """
 
+import operator
+import os
+import struct
 import threading
 import weakref
 from types import TracebackType
@@ -20,6 +23,17 @@ if TYPE_CHECKING:
     from kos.machine import Machine
 
 T = TypeVar("T")
+
+_clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    """In a forked process: the rings are the parent's, and two writers would tear them."""
+    for client in list(_clients):
+        client.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)
 
 _CLIENT_OPEN, _CLIENT_CLOSE, _RING_OPEN, _RING_CLOSE = 3, 4, 5, 6
 _BATCH_ENTRIES = 64
@@ -128,6 +142,7 @@ class Client(Calls):
         self.id, ring = ready or self._control(_CLIENT_OPEN, (), name.encode())
         self._keep(ring)
         machine.clients.add(self)
+        _clients.add(self)
         self._release = weakref.finalize(self, _abandon, machine, self.id)
 
     def _control(self, number: int, args: tuple[int, ...], data: bytes = b"") -> tuple[int, int]:
@@ -200,28 +215,25 @@ class Client(Calls):
             carrier = self._attach()
         try:
             return carrier.fast(number, a0, a1, a2, a3, a4)  # type: ignore[no-any-return]
-        except Exception as error:
-            raise self._explain(error, number, (a0, a1, a2, a3, a4)) from None
+        except (struct.error, TypeError):
+            self._check_arguments(number, (a0, a1, a2, a3, a4))
+            raise
 
     def _full(self, number: int, args: tuple[int, ...], data: DataLike, capacity: int) -> Answer:
         try:
             return self._carrier().full(number, args, data, capacity)
-        except Exception as error:
-            raise self._explain(error, number, args) from None
+        except (struct.error, TypeError):
+            self._check_arguments(number, args)
+            raise
 
-    def _explain(self, error: Exception, number: int, args: tuple[int, ...]) -> Exception:
-        """An argument that cannot be packed is named, with what is allowed."""
-        import struct
-
-        if not isinstance(error, struct.error):
-            return error
+    def _check_arguments(self, number: int, args: tuple[object, ...]) -> None:
+        """Name the argument that could not be packed, with what is allowed."""
         for parameter, value in zip(self.abi.by_number[number].args, args, strict=False):
-            if not isinstance(value, int):
+            if not hasattr(value, "__index__"):
                 kind = type(value).__name__
-                return TypeError(f"{parameter.name} is a whole number, not {value!r} ({kind})")
-            if not 0 <= value < 1 << 64:
-                return ValueError(f"{parameter.name} is a number from 0 to 2^64-1, not {value}")
-        return error
+                raise TypeError(f"{parameter.name} is a whole number, not {value!r} ({kind})")
+            if not 0 <= operator.index(value) < 1 << 64:
+                raise ValueError(f"{parameter.name} is a number from 0 to 2^64-1, not {value}")
 
     def batch(self) -> "Batch":
         """Queue calls and send them together; see `Batch`."""
@@ -230,9 +242,9 @@ class Client(Calls):
     # Ending
 
     def _check_open(self) -> None:
+        self.machine.check_owner()
         if self._closed:
             raise HostError(f"client {self.name!r} is closed")
-        self.machine.check_owner()
         self.machine.wire.check()
 
     def forget(self) -> None:

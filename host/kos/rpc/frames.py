@@ -31,20 +31,21 @@ def cobs_encode(data: bytes) -> bytes:
     """
     out = bytearray()
     for block in data.split(b"\0"):
-        while len(block) >= 254:
-            out += b"\xff" + block[:254]
-            block = block[254:]
-        out.append(len(block) + 1)
-        out += block
+        rest = block
+        while len(rest) >= 254:
+            out += b"\xff" + rest[:254]
+            rest = rest[254:]
+        out.append(len(rest) + 1)
+        out += rest
     return bytes(out)
 
 
 def cobs_decode(data: bytes) -> bytes | None:
-    """Undo `cobs_encode`; None when the bytes are no encoding.
+    r"""Undo `cobs_encode`; None when the bytes are no encoding.
 
     Example:
         >>> cobs_decode(bytes.fromhex("02010202"))
-        b'\\x01\\x00\\x02'
+        b'\x01\x00\x02'
     """
     out = bytearray()
     at = 0

@@ -1,6 +1,6 @@
-"""The machine's two serial lines, served by one thread: COM1 is the console, COM2 the wire.
+"""A machine's two serial lines, served by one thread: COM1 is the console, COM2 the wire.
 
-The thread ends every wait the moment its end is known: the reply, a panic, or QEMU's exit. From then
+The thread ends every wait the moment its end is known: the reply, a panic, QEMU's exit. From then
 on `failure` says why nothing more will come.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from kos.abi import Abi
 from kos.exceptions import CallTimeout, HostError, KernelPanic, KOSError, ProtocolError
+from kos.machine.console import Console
 from kos.rpc import frames
 from kos.rpc.base import Answer
 
@@ -27,8 +28,8 @@ class Wire:
         wire_fd: Non-blocking end of COM2.
         pidfd: Readable when QEMU has exited.
         on_console: Gets the console's bytes as they come.
-        on_exit: Makes the error that says how QEMU ended.
-        console_tail: The end of the console's text, for errors.
+        on_exit: Makes the error that says how QEMU ended; told whether the kernel had booted.
+        console: Waiters there are woken at the end, and errors show the last of its text.
     """
 
     def __init__(
@@ -36,14 +37,14 @@ class Wire:
         abi: Abi,
         fds: tuple[int, int, int],
         on_console: Callable[[bytes], None],
-        on_exit: Callable[[], KOSError],
-        console_tail: Callable[[], str],
+        on_exit: Callable[[bool], KOSError],
+        console: Console,
     ) -> None:
         self._abi = abi
         self._console_fd, self._wire_fd, self._pidfd = fds
         self._on_console = on_console
         self._on_exit = on_exit
-        self.console_tail = console_tail
+        self._console = console
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._decoder = frames.Decoder()
         self._call_lock = threading.Lock()
@@ -76,7 +77,7 @@ class Wire:
                 return
             if self._pidfd in ready:
                 self._drain()
-                self.fail(self._on_exit())
+                self.fail(self._on_exit(self.hellos > 0))
                 return
 
     @staticmethod
@@ -138,6 +139,7 @@ class Wire:
         self.ready.set()
         self._replied.set()
         self._wake()
+        self._console.wake()
 
     def restart(self) -> None:
         """The machine is about to boot anew: what was said before does not count."""
@@ -166,6 +168,10 @@ class Wire:
         """Raise what ended the machine, if anything did."""
         if self.failure is not None:
             raise self.failure.with_traceback(None)
+
+    def console_tail(self) -> str:
+        """The end of what the guest has printed, for errors."""
+        return self._console.tail()
 
     # Waiting and sending
 
