@@ -71,11 +71,17 @@ def parameters(call: dict[str, Any]) -> list[str]:
     return given
 
 
+def wrapped(text: str) -> list[str]:
+    """A line of a docstring's section; what does not fit is indented once more."""
+    indent = " " * 12
+    return textwrap.wrap(text, 100, initial_indent=indent, subsequent_indent=indent + "    ")
+
+
 def docstring(call: dict[str, Any]) -> list[str]:
     lines = [f'        """{call["doc"]}']
-    told = [
-        f"            {a['name']}: {a['doc'].capitalize()} ({a['type']})." for a in call["args"]
-    ]
+    told: list[str] = []
+    for a in call["args"]:
+        told += wrapped(f"{a['name']}: {a['doc'].capitalize()} ({a['type']}).")
     if call["in"] != "none":
         name = "text" if call["in"] == "text" else "data"
         told.append(f"            {name}: What goes with the call ({call['in']}).")
@@ -85,7 +91,7 @@ def docstring(call: dict[str, Any]) -> list[str]:
     if out_type(call):
         values.insert(0, out_type(call))
     if values and returns(call) != "None":
-        lines += ["", "        Returns:", f"            {'; '.join(values)}."]
+        lines += ["", "        Returns:", *wrapped(f"{'; '.join(values)}.")]
     if call["errors"]:
         lines += ["", "        Raises:", f"            CallError: {', '.join(call['errors'])}."]
     if len(lines) == 1:

@@ -1,7 +1,7 @@
 """The description of a kernel image that its build leaves beside it: `kos.abi.json`.
 
-Struct layouts come from the kernel's DWARF, calls from its section `.kos.calls`. The file belongs to
-one image, named by its build id; `Machine` refuses a running kernel with another one.
+Struct layouts come from the kernel's DWARF, calls from its section `.kos.calls`. The file belongs
+to one image, named by its build id; `Machine` refuses a running kernel with another one.
 """
 
 import json
