@@ -6,6 +6,7 @@ stubs.py kos.abi.json host/kos/rpc/calls.py docs/calls.md
 import json
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 

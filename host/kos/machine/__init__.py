@@ -341,7 +341,8 @@ def _event_handler(machine: "weakref.ref[Machine]") -> Any:
     def handle(event: Any) -> None:
         vm = machine()
         if vm is not None and event["event"] == "SHUTDOWN" and event["data"].get("guest"):
-            vm.guest_stopped()
+            # The goodbye of a kernel that reboots may still be in the socket.
+            vm.wire.after_output(vm.guest_stopped)
 
     return handle
 

@@ -484,7 +484,8 @@ class Calls(CallsBase):
         """Times alloc+free pairs in the kernel; under -icount a tick is an instruction.
 
         Args:
-            what: 0 pages_alloc pair, 1 zone pair, 2 empty loop, 3 zone pair of the last block (u32).
+            what: 0 pages_alloc pair, 1 zone pair, 2 empty loop, 3 zone pair of the last block
+                (u32).
             order: 0 to 10 (u32).
             rounds: Pairs to time, up to 1000000 (u32).
 

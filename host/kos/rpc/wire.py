@@ -9,6 +9,7 @@ import select
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 
 from kos.abi import Abi
@@ -46,6 +47,8 @@ class Wire:
         self._on_exit = on_exit
         self._console = console
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._later: deque[Callable[[], None]] = deque()
+        self._closing = False
         self._decoder = frames.Decoder()
         self._call_lock = threading.Lock()
         self._write_lock = threading.Lock()
@@ -73,7 +76,7 @@ class Wire:
                 poll.unregister(self._console_fd)
             if self._wire_fd in ready and not self._take(self._wire_fd, self._on_wire):
                 poll.unregister(self._wire_fd)
-            if self._stop_fd in ready:
+            if self._stop_fd in ready and self._obey():
                 return
             if self._pidfd in ready:
                 self._drain()
@@ -92,6 +95,19 @@ class Wire:
         if data:
             sink(data)
         return bool(data)
+
+    def _obey(self) -> bool:
+        """Do what other threads asked for; True when that is to end."""
+        os.eventfd_read(self._stop_fd)
+        while self._later:
+            self._drain()
+            self._later.popleft()()
+        return self._closing
+
+    def after_output(self, action: Callable[[], None]) -> None:
+        """Have the thread do something once it has taken in all that the guest sent so far."""
+        self._later.append(action)
+        os.eventfd_write(self._stop_fd, 1)
 
     def _drain(self) -> None:
         """What QEMU wrote before it died is still in the sockets."""
@@ -153,6 +169,7 @@ class Wire:
         self.fail(HostError("the machine was closed"))
         if self._stop_fd < 0:
             return
+        self._closing = True
         os.eventfd_write(self._stop_fd, 1)
         if threading.current_thread() is not self._thread:
             self._thread.join()
