@@ -4,6 +4,7 @@ Exit status: 0 good, 1 a test failed, 2 usage, 3 the host lacks something, 255 t
 """
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -106,7 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the `kos` command; returns its exit status."""
     args = _parser().parse_args(argv)
     try:
-        return _run(args)
+        status = _run(args)
+        sys.stdout.flush()
+        return status
     except KernelPanic as error:
         print(f"kos: {error}", file=sys.stderr)
         return EXIT_PANIC
@@ -119,5 +122,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        sys.stderr.close()
+        # Whoever read the output has enough. What is still buffered goes nowhere, and quietly.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

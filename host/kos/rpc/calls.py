@@ -238,7 +238,7 @@ class Calls(CallsBase):
         return np.frombuffer(out, np.uint64)
 
     def buddy_free_array(self, order: int, data: U64sLike) -> int:
-        """Gives blocks back in order; at one that is refused it stops, and `freed` is that one's index.
+        """Gives blocks back in order until one is refused; `freed` is then that one's index.
 
         Args:
             order: Order of each block, 0 to 10 (u32).
@@ -287,7 +287,7 @@ class Calls(CallsBase):
         self._fast(33, addr)
 
     def page_free_array(self, data: U64sLike) -> int:
-        """Gives frames back in order; at one that is refused it stops, and `freed` is that one's index.
+        """Gives frames back in order until one is refused; `freed` is then that one's index.
 
         Args:
             data: What goes with the call (u64s).
@@ -498,7 +498,7 @@ class Calls(CallsBase):
         return self._fast(51, what, order, rounds)
 
     def crash(self, text: str) -> None:
-        """Breaks the kernel on purpose: panic, null, write-text, stack, invalid, divide, assert, triple.
+        """Breaks the kernel on purpose; the text is one of the kinds that `crash` names.
 
         Args:
             text: What goes with the call (text).

@@ -106,8 +106,9 @@ class Wire:
 
     def after_output(self, action: Callable[[], None]) -> None:
         """Have the thread do something once it has taken in all that the guest sent so far."""
-        self._later.append(action)
-        os.eventfd_write(self._stop_fd, 1)
+        if not self._closing:
+            self._later.append(action)
+            os.eventfd_write(self._stop_fd, 1)
 
     def _drain(self) -> None:
         """What QEMU wrote before it died is still in the sockets."""
