@@ -18,8 +18,8 @@ fence says what a block is, and this is what is done with it:
     Commands for the reader. make: the targets must exist; kos: the arguments must be valid; pytest:
     the tests must exist; qemu-system-x86_64: it is run until the console's prompt appears.
 `console`
-    A session with its output: a line `$ command` is run by a shell in the tree's root, `kos> command`
-    by the page's machine, and the lines below are what it prints; `...` as above.
+    A session with its output: a line `$ command` is run by a shell in the tree's root, a line
+    `kos> command` by the page's machine, and the lines below are what it prints; `...` as above.
 
 Any other block is an error.
 """
@@ -169,7 +169,8 @@ def run_blocks(page: Path, root: Path = ROOT) -> None:
     printed: str | None = None
     for block in page_blocks(page, root):
         if kind(block) == "text output":
-            assert printed is not None and block.follows, f"{block.place}: output of nothing"
+            assert block.follows, f"{block.place}: output of nothing"
+            assert printed is not None, f"{block.place}: output of nothing"
             assert same(block.text, printed), shown(block, block.text, printed)
         printed = None
         if kind(block) == "python" and ">>> " in block.text:
@@ -294,10 +295,12 @@ def run_words(argv: list[str]) -> str:
 
 def parse_kos(words: list[str]) -> None:
     with contextlib.redirect_stderr(io.StringIO()) as said:
+        status = 0
         try:
             cli._parser().parse_args(words)
         except SystemExit as end:
-            assert not end.code, f"kos {shlex.join(words)}: {said.getvalue()}"
+            status = int(end.code or 0)
+    assert not status, f"kos {shlex.join(words)}: {said.getvalue()}"
 
 
 def run_qemu(line: str) -> str:
@@ -404,7 +407,7 @@ def test_blocks_are_found_with_their_lines() -> None:
 
 
 BAD_PAGES = {
-    "a wrong result": ("```python\n>>> 1 + 1\n3\n```\n", "Expected:\n    3"),
+    "a wrong result": ("```python\n>>> 1 + 1\n3\n```\n", "Expected:\n      3"),
     "a wrong output": ("```python\nprint(1)\n```\n```text output\n2\n```\n", "the page shows"),
     "output of nothing": ("```text output\n2\n```\n", "output of nothing"),
     "output far away": ("```python\nprint(2)\n```\na\n```text output\n2\n```\n", "of nothing"),
@@ -427,7 +430,7 @@ def test_bad_page_is_refused(what: str, tmp_path: Path) -> None:
     "line", ["make nothing", "kos nothing", "rm x", ".venv/bin/python -m pytest tests/none.py"]
 )
 def test_bad_command_is_refused(line: str) -> None:
-    with pytest.raises(AssertionError, match=re.escape(line.split()[-1])):
+    with pytest.raises(AssertionError, match=re.escape(line.rsplit(maxsplit=1)[-1])):
         check_command(line)
 
 

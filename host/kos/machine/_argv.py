@@ -116,11 +116,8 @@ class Config:
     extra_args: Sequence[str]
 
     def __post_init__(self) -> None:
-        _check_memory(self.memory_bytes)
-        if isinstance(self.cpus, bool) or not isinstance(self.cpus, int):
-            raise TypeError(f"cpus {self.cpus!r}: an int is allowed")
-        if not 1 <= self.cpus <= MAX_CPUS:
-            raise ValueError(f"cpus {self.cpus}: 1 to {MAX_CPUS} are allowed")
+        check_memory(self.memory_bytes)
+        check_cpus(self.cpus)
         if self.machine not in get_args(MachineType):
             raise ValueError(f"machine {self.machine!r}: {get_args(MachineType)} are allowed")
         if self.accel not in get_args(Accel):
@@ -131,7 +128,16 @@ class Config:
             raise ValueError("kernel and append cannot hold a NUL character")
 
 
-def _check_memory(memory_bytes: int) -> None:
+def check_cpus(cpus: int) -> None:
+    """ValueError or TypeError when no machine has that many CPUs."""
+    if isinstance(cpus, bool) or not isinstance(cpus, int):
+        raise TypeError(f"cpus {cpus!r}: an int is allowed")
+    if not 1 <= cpus <= MAX_CPUS:
+        raise ValueError(f"cpus {cpus}: 1 to {MAX_CPUS} are allowed")
+
+
+def check_memory(memory_bytes: int) -> None:
+    """ValueError or TypeError when no machine has that much RAM."""
     if isinstance(memory_bytes, bool) or not isinstance(memory_bytes, int):
         raise TypeError(f"memory_bytes {memory_bytes!r}: an int is allowed (see parse_size)")
     if not MIN_MEMORY <= memory_bytes <= MAX_MEMORY or memory_bytes % PAGE_SIZE:

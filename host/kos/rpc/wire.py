@@ -11,6 +11,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 
 from kos.abi import Abi
 from kos.exceptions import CallTimeout, HostError, KernelPanic, KOSError, ProtocolError
@@ -53,8 +54,8 @@ class Wire:
         self._call_lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._tag = 0
-        self._reply: frames.Received | None = None
-        self._replied = threading.Event()
+        # What a call waits for: replies, error frames, hellos; None wakes it at the machine's end.
+        self._inbox: SimpleQueue[frames.Received | None] = SimpleQueue()
         self.ready = threading.Event()
         self.hello: bytes | None = None
         self.hellos = 0
@@ -124,13 +125,13 @@ class Wire:
                 self.hello = received.body
                 self.hellos += 1
                 self.ready.set()
+                self._inbox.put(received)
             elif received.kind == frames.PANIC:
                 self.fail(self._panic(received.body))
             elif received.kind == frames.BYE:
                 self.leaving = True
             elif received.kind in (frames.REPLY, frames.ERROR):
-                self._reply = received
-                self._replied.set()
+                self._inbox.put(received)
 
     def _panic(self, body: bytes) -> KernelPanic:
         layout = self._abi.layout("panic_report")
@@ -154,7 +155,7 @@ class Wire:
         if self.failure is None:
             self.failure = error
         self.ready.set()
-        self._replied.set()
+        self._inbox.put(None)
         self._wake()
         self._console.wake()
 
@@ -254,23 +255,35 @@ class Wire:
             self._tag = tag = (self._tag + 1) & 0xFFFFFFFF
             padded = (*args, 0, 0, 0, 0, 0)[:5]
             entry = frames.ENTRY.pack(number, client, tag, *padded, 0, len(data), capacity, 0)
-            self._replied.clear()
-            self._reply = None
+            while not self._inbox.empty():
+                self._inbox.get()
             self.check()
-            self.send(frames.call_frame(entry, data), until)
+            # The zero byte first ends whatever a noisy line has left unfinished.
+            self.send(frames.DOORBELL + frames.call_frame(entry, data), until)
             return self._answer(name, tag, until, timeout)
 
     def _answer(self, name: str, tag: int, until: float, timeout: float) -> tuple[int, Answer]:
+        """Wait for the reply with the tag.
+
+        An error frame may be about our frame or about noise before it. Frames are answered in
+        order, so a hello asked for now tells: if it comes first, ours was not understood.
+        """
+        asked = False
         while True:
-            if not self._replied.wait(max(0.0, until - time.monotonic())):
-                raise CallTimeout(name, timeout, console=self.console_tail())
-            self._replied.clear()
-            reply, self._reply = self._reply, None
-            if reply is None:
+            try:
+                received = self._inbox.get(timeout=max(0.0, until - time.monotonic()))
+            except Empty:
+                raise CallTimeout(name, timeout, console=self.console_tail()) from None
+            if received is None:
                 self.check()
                 continue
-            if reply.kind == frames.ERROR or len(reply.body) < frames.COMPLETION.size:
+            if received.kind == frames.HELLO and asked:
                 raise ProtocolError(f"the kernel did not understand the frame of {name}")
-            got, status, first, second, _, _ = frames.COMPLETION.unpack_from(reply.body)
+            if received.kind == frames.ERROR and not asked:
+                asked = True
+                self.send(frames.frame(frames.HELLO), until)
+            if received.kind != frames.REPLY or len(received.body) < frames.COMPLETION.size:
+                continue
+            got, status, first, second, _, _ = frames.COMPLETION.unpack_from(received.body)
             if got == tag:  # else it is the late answer to a call that was given up
-                return status, (first, second, reply.body[frames.COMPLETION.size :])
+                return status, (first, second, received.body[frames.COMPLETION.size :])
