@@ -83,7 +83,8 @@ format: setup ## rewrite the sources in the project's format
 
 .PHONY: bench
 bench: build ## measure the kernel
-	$(Q)$(VENV)/bin/kos bench $(BENCH_ARGS)
+	$(Q)$(VENV)/bin/kos bench --json build/bench.json $(BENCH_ARGS)
+	$(Q)cat build/bench.json
 
 .PHONY: soak
 soak: build ## run the soak tests for MINUTES (default 10)

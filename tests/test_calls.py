@@ -1,72 +1,25 @@
-"""Every call over both carriers: results, every documented error, arrays, wrong arguments.
+"""Calls about the machine, over both carriers: results and every documented error.
 
-What clients own, batches and exhaustion are in the second half. The books are compared to the byte.
+Then what holds for all calls: arguments of wrong types, and batches.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Boot
+from helpers import CARRIERS, LARGEST, RING_BYTES, free_bytes, refused
 
-from kos.exceptions import CallError
+from kos.exceptions import HostError, KOSError
 from kos.machine import Machine
-from kos.memory.constants import (
-    EBUSY,
-    EEXIST,
-    EFAULT,
-    EINVAL,
-    EMSGSIZE,
-    ENOMEM,
-    ENOSYS,
-    EOVERFLOW,
-    EPERM,
-    PG_DIRTY,
-    PG_LOCKED,
-    PG_MAPPED,
-)
+from kos.memory.constants import EINVAL, EMSGSIZE, ENOSYS, EPERM
 from kos.rpc.client import Client
-
-PAGE = 4096
-CARRIERS = ["rings", "frames"]
-LARGEST = {"rings": 57344, "frames": 4096}  # bytes of data that go with one call
-VMEMMAP = 0xFFFFFF8000000000
-KERNEL_TEXT = 0xFFFFFFFF80000000
-NOT_HERE = 0x7FFFFFFFF000  # the highest user page
 
 
 @pytest.fixture(params=CARRIERS)
 def client(vm: Machine, request: pytest.FixtureRequest) -> Client:
     return vm.connect("tested", carrier=request.param)
-
-
-@contextmanager
-def refused(errno: int, call: str = "") -> Iterator[list[CallError]]:
-    """The block raises CallError with exactly that errno; the list has it afterwards."""
-    caught: list[CallError] = []
-    with pytest.raises(CallError) as info:
-        yield caught
-    assert info.value.errno == errno, str(info.value)
-    assert not call or info.value.call == call
-    caught.append(info.value)
-
-
-def free_bytes(vm: Machine) -> int:
-    vm.client.buddy_drain()
-    info = vm.client.machine_info()
-    assert info.magazine_bytes == 0
-    return info.free_bytes
-
-
-def struct_page_offset(vm: Machine, paddr: int) -> int:
-    """Where in `vm.ram` the frame's struct page lies: found through the kernel's own tables."""
-    vaddr = VMEMMAP + paddr // PAGE * 16
-    *_, last = (int(e) for e in vm.client.page_walk(vaddr))
-    size = 2 << 20 if last & 0x80 else PAGE
-    return vm.ram_offset((last & 0xFFFFFFFFF000 & -size) + vaddr % size)
 
 
 # Calls about the machine
@@ -105,7 +58,7 @@ def test_machine_info(vm: Machine, client: Client) -> None:
     with vm.connect("one more"):
         more = client.machine_info()
     assert (more.clients, more.rings) == (info.clients + 1, info.rings + 1)
-    assert more.free_bytes == info.free_bytes - (64 << 10)
+    assert more.free_bytes == info.free_bytes - RING_BYTES
     assert client.machine_info().free_bytes == info.free_bytes
 
 
@@ -202,354 +155,176 @@ def test_calls_that_do_not_exist_or_belong_on_the_wire(client: Client) -> None:
             client._full(number, args, b"", 7)
 
 
-# Blocks
+# Wrong arguments: told by name, before anything is sent
 
 
-@pytest.mark.parametrize("order", range(11))
-def test_a_block_of_each_order(vm: Machine, client: Client, order: int) -> None:
+@pytest.mark.parametrize("bad", [1.5, "1", None, b"1", [1], object()], ids=repr)
+def test_numbers_of_a_wrong_type(client: Client, bad: Any) -> None:
+    before = client.client_info(0).calls
+    calls: list[tuple[str, Callable[[], Any]]] = [
+        ("value", lambda: client.ping(bad)),
+        ("order", lambda: client.buddy_alloc(bad)),
+        ("order", lambda: client.buddy_free(0, bad)),
+        ("addr", lambda: client.page_map(bad, 0)),
+        ("clear", lambda: client.page_flags(0, 0, bad)),
+        ("cpu", lambda: client.cpu_info(bad)),
+        ("addr", lambda: client.page_info(bad)),
+        ("order", lambda: client.buddy_free_array(bad, [])),
+    ]
+    for name, call in calls:
+        with pytest.raises(TypeError, match=re.escape(name)) as info:
+            call()
+        assert repr(bad) in str(info.value)
+    assert client.client_info(0).calls == before + 1
+    assert client.ping(4) == 4
+
+
+@pytest.mark.parametrize("bad", [-1, -(2**63), 2**64, 10**30])
+def test_numbers_out_of_range(client: Client, bad: int) -> None:
+    calls: list[tuple[str, Callable[[], Any]]] = [
+        ("value", lambda: client.ping(bad)),
+        ("addr", lambda: client.page_info(bad)),
+        ("vaddr", lambda: client.mem_read(bad, 1)),
+        ("order", lambda: client.buddy_alloc_array(bad, 1)),
+    ]
+    if bad < 0:
+        calls.append(("length", lambda: client.mem_read(0x1000, bad)))
+        calls.append(("count", lambda: client.buddy_alloc_array(0, bad)))
+    for name, call in calls:
+        with pytest.raises(ValueError, match=name) as info:
+            call()
+        assert str(bad) in str(info.value)
+    assert client.ping(4) == 4
+
+
+@pytest.mark.parametrize("bad", ["text", None, 5, 1.5, [1, 2]], ids=repr)
+def test_data_of_a_wrong_type(client: Client, bad: Any) -> None:
+    before = client.client_info(0).calls
+    with pytest.raises(TypeError):
+        client.echo(bad)
+    with pytest.raises(TypeError):
+        client.mem_write(0x1000, bad)
+    assert client.client_info(0).calls == before + 1
+    assert client.echo(b"still") == b"still"
+
+
+def test_data_in_words_is_taken_by_bytes(client: Client) -> None:
+    words = np.arange(5, dtype=np.uint32)
+    assert client.echo(memoryview(words)) == words.tobytes()
+
+
+@pytest.mark.parametrize("bad", [None, 5, b"panic"], ids=repr)
+def test_text_of_a_wrong_type(client: Client, bad: Any) -> None:
+    with pytest.raises(TypeError):
+        client.crash(bad)
+    assert client.ping(4) == 4
+
+
+# Batches
+
+
+def test_a_batch_keeps_order_and_each_error(vm: Machine, client: Client) -> None:
     before = free_bytes(vm)
-    addr = client.buddy_alloc(order)
-    assert addr % (PAGE << order) == 0
-    assert before - free_bytes(vm) == PAGE << order
-    head, tail = client.page_info(addr), client.page_info(addr + (PAGE << order) - 1)
-    assert (head.block, head.order, head.refs, head.flags, head.vaddr) == (addr, order, 1, 0, 0)
-    assert (head.owner, tail.owner, tail.block) == (client.id, client.id, addr)
-    for wrong in {*range(11)} - {order}:
-        with refused(EINVAL, "buddy_free"):
-            client.buddy_free(addr, wrong)
-    for wrong in (11, 16, 32, 255, 2**32 - 1, 2**32 + order):
-        with refused(EINVAL, "buddy_free"):
-            client.buddy_free(addr, wrong)
-    for inside in {1, 8, 2048, PAGE - 1, PAGE, (PAGE << order) - PAGE} - {0, *[0] * order}:
-        with refused(EINVAL, "buddy_free"):
-            client.buddy_free(addr + inside, order)
-    client.buddy_free(addr, order)
-    with refused(EINVAL, "buddy_free"):
-        client.buddy_free(addr, order)
+    with client.batch() as batch:
+        answers: list[Any] = []
+        for n in range(200):
+            answers += [batch.ping(n), batch.buddy_alloc(11), batch.echo(bytes([n])), batch.buddy_alloc(0)]
+    blocks = []
+    for n in range(200):
+        ping, wrong, echo, block = answers[4 * n : 4 * n + 4]
+        assert (ping.value, echo.value) == (n, bytes([n]))
+        assert (ping.error, echo.error) == (None, None)
+        with refused(EINVAL, "buddy_alloc"):
+            _ = wrong.value
+        assert wrong.error.errno == EINVAL
+        blocks.append(block.value)
+    assert len(set(blocks)) == 200
+    assert client.page_free_array(blocks) == 200
     assert free_bytes(vm) == before
 
 
-def test_frees_of_what_is_no_block(vm: Machine, client: Client) -> None:
-    end = vm.client.zone_info(1).end_pfn * PAGE
-    kernel_ring = client.machine.client._rings[0].paddr
-    before = free_bytes(vm)
-    for addr in (0, PAGE, 0x200000, 0xA0000, end - PAGE, end, 1 << 40, 2**64 - PAGE, 2**64 - 1):
-        for order in (0, 10):
-            with refused(EINVAL):
-                client.buddy_free(addr, order)
-    with refused(EINVAL):
-        client.buddy_free(kernel_ring, 4)
-    assert free_bytes(vm) == before
+def test_a_batch_whose_data_does_not_fit_at_once(client: Client) -> None:
+    limit = LARGEST[client.carrier]
+    sizes = [limit, 1, limit - 8, 16, limit // 2, limit // 2 + 8, 0, 3] * 2
+    with client.batch() as batch:
+        answers = [batch.echo(bytes([i]) * n) for i, n in enumerate(sizes)]
+        info = batch.machine_info()
+        walk = batch.page_walk(0xFFFFFFFF80000000)
+    assert [a.value for a in answers] == [bytes([i]) * n for i, n in enumerate(sizes)]
+    assert info.value.cpus == 2
+    assert 2 <= len(walk.value) <= 4
 
 
-def test_busy_blocks_are_not_freed(client: Client) -> None:
-    addr = client.buddy_alloc(2)
-    assert client.page_get(addr) == 2
-    with refused(EBUSY, "buddy_free"):
-        client.buddy_free(addr, 2)
-    assert client.page_put(addr) == 1
-    client.page_flags(addr, PG_LOCKED, 0)
-    for free in (lambda: client.buddy_free(addr, 2), lambda: client.page_put(addr)):
-        with refused(EBUSY):
-            free()
-    client.page_flags(addr, PG_DIRTY, PG_LOCKED)  # dirt does not keep it
-    client.buddy_free(addr, 2)
+def test_one_call_that_never_fits_does_not_stop_a_batch(client: Client) -> None:
+    with client.batch() as batch:
+        first, second = batch.ping(1), batch.echo(bytes(LARGEST[client.carrier] + 8))
+        third, fourth = batch.buddy_alloc_array(0, 2**29), batch.ping(4)
+    assert (first.value, fourth.value) == (1, 4)
+    for too_long in (second, third):
+        with refused(EMSGSIZE):
+            _ = too_long.value
 
 
-@pytest.mark.parametrize("order", [11, 12, 63, 255, 2**31, 2**32 - 1, 2**32, 2**64 - 1])
-def test_orders_out_of_range(vm: Machine, client: Client, order: int) -> None:
-    before = free_bytes(vm)
-    for call in (client.buddy_alloc, client.page_alloc, lambda o: client.buddy_alloc_array(o, 1)):
-        with refused(EINVAL):
-            call(order)
-    with refused(EINVAL):
-        client.buddy_free_array(order, [0])
-    assert free_bytes(vm) == before
-
-
-@pytest.mark.parametrize("carrier", CARRIERS)
-def test_memory_runs_out_and_comes_back(boot: Boot, carrier: str) -> None:
-    vm = boot(memory="16M", cpus=2)
-    client = vm.connect("greedy", carrier=carrier)
-    before = free_bytes(vm)
-    taken: list[tuple[int, int]] = []
-    for order in range(10, -1, -1):
-        with refused(ENOMEM, "buddy_alloc"):
-            while True:
-                taken.append((client.buddy_alloc(order), order))
-    for call in (client.page_alloc, lambda o: client.buddy_alloc_array(o, 100)):
-        with refused(ENOMEM):
-            call(0)
-    assert client.client_info(0).pages == sum(1 << order for _, order in taken)
-    taken_pages = {a + i * PAGE for a, order in taken for i in range(1 << order)}
-    assert len(taken_pages) == sum(1 << order for _, order in taken)
-    for addr, order in taken[::2] + taken[1::2]:
-        client.buddy_free(addr, order)
-    assert free_bytes(vm) == before
-    assert len(client.buddy_alloc_array(10, 100)) < 4  # fewer than wanted is no error
-    client.close()
-    assert free_bytes(vm) == before + (64 << 10)
-
-
-# Arrays
-
-
-def test_arrays_both_ways(vm: Machine, client: Client) -> None:
-    before = free_bytes(vm)
-    for order in (0, 1, 9):
-        blocks = client.buddy_alloc_array(order, 12 if order < 9 else 3)
-        assert blocks.dtype == np.uint64
-        assert len(set(blocks.tolist())) == len(blocks)
-        assert not (blocks % (PAGE << order)).any()
-        assert before - free_bytes(vm) == len(blocks) * (PAGE << order)
-        forms: tuple[Callable[[Any], Any], ...] = (
-            lambda b: b[0:1],
-            lambda b: b[1:2].tolist(),
-            lambda b: b[2:].astype(np.int64)[::-1],
-        )
-        assert sum(client.buddy_free_array(order, form(blocks)) for form in forms) == len(blocks)
-    assert before == free_bytes(vm)
-    assert client.page_free_array(b for b in client.buddy_alloc_array(0, 5).tolist()) == 5
-    assert before == free_bytes(vm)
-
-
-@pytest.mark.parametrize("kind", [list, np.array])
-@pytest.mark.parametrize("bad_at", [0, 3, 6])
-def test_a_wrong_element_stops_an_array_there(
-    vm: Machine, client: Client, kind: Callable[[Any], Any], bad_at: int
-) -> None:
-    before = free_bytes(vm)
-    blocks = client.buddy_alloc_array(0, 7).tolist()
-    foreign = vm.client.buddy_alloc(0)
-    for free in (lambda d: client.buddy_free_array(0, d), client.page_free_array):
-        wrong = list(blocks)
-        wrong[bad_at] = foreign
-        with refused(EINVAL) as caught:
-            free(kind(wrong))
-        assert caught[0].results[0] == bad_at
-        states = [client.page_info(b).owner == client.id for b in blocks]
-        assert states == [False] * bad_at + [True] * (7 - bad_at)
-        client.page_free_array(blocks[bad_at:])
-        blocks = client.buddy_alloc_array(0, 7).tolist()
-    client.page_flags(blocks[bad_at], PG_LOCKED, 0)
-    with refused(EBUSY) as caught:
-        client.page_free_array(kind(blocks))
-    assert caught[0].results[0] == bad_at
-    client.page_flags(blocks[bad_at], 0, PG_LOCKED)
-    client.page_free_array(kind(blocks[bad_at:]))
-    vm.client.buddy_free(foreign, 0)
-    assert free_bytes(vm) == before
-
-
-def test_counts_at_the_edges(vm: Machine, client: Client) -> None:
-    before, limit = free_bytes(vm), LARGEST[client.carrier] // 8
-    assert client.buddy_alloc_array(0, 0).tolist() == []
-    assert client.buddy_free_array(0, []) == client.page_free_array(np.array([], np.uint64)) == 0
-    full = client.buddy_alloc_array(0, limit)
-    assert len(full) == limit
-    assert client.buddy_free_array(0, full) == limit
-    for count in (limit + 1, 2**16, 2**29, 2**32 - 1, 2**40):
-        with refused(EMSGSIZE, "buddy_alloc_array"):
-            client.buddy_alloc_array(0, count)
-    with refused(EMSGSIZE, "page_free_array"):
-        client.page_free_array([0] * (limit + 1))
+def test_an_exception_inside_a_batch_sends_nothing(vm: Machine, client: Client) -> None:
+    before = client.client_info(0)
+    with pytest.raises(ZeroDivisionError), client.batch() as batch:
+        pending = batch.buddy_alloc(0)
+        raise ZeroDivisionError
+    with pytest.raises(RuntimeError, match="has not run"):
+        _ = pending.value
+    assert client.client_info(0) == before._replace(calls=before.calls + 1)
     assert client.ping(1) == 1
-    assert free_bytes(vm) == before
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [[-1], [PAGE, -PAGE], [2**64], [1.5], ["x"], [None], 5, None]
-    + [np.array([-PAGE]), np.array([4096.7]), np.array(["x"]), np.array([True])],
-    ids=repr,
-)
-def test_arrays_of_what_is_no_address(vm: Machine, client: Client, bad: Any) -> None:
-    before = client.client_info(0).refused
-    for free in (lambda d: client.buddy_free_array(0, d), client.page_free_array):
-        with pytest.raises((TypeError, ValueError)):
-            free(bad)
-    assert client.client_info(0).refused == before, "it went to the kernel"
-    assert client.ping(9) == 9
+@pytest.mark.parametrize("bad", [-1, 2**64, "x"], ids=repr)
+def test_a_wrong_argument_in_a_batch_is_named_and_nothing_is_sent(client: Client, bad: Any) -> None:
+    before = client.client_info(0).blocks
+    with pytest.raises((TypeError, ValueError), match="value") as info, client.batch() as batch:
+        for _ in range(100):
+            batch.buddy_alloc(0)
+        batch.ping(bad)
+    assert str(bad) in str(info.value)
+    assert client.client_info(0).blocks == before
+    assert client.ping(1) == 1
 
 
-# Frames
+def test_values_before_the_end_and_empty_batches(client: Client) -> None:
+    with client.batch() as batch:
+        pending = batch.ping(1)
+        with pytest.raises(RuntimeError, match="has not run"):
+            _ = pending.value
+    assert pending.value == 1
+    before = client.client_info(0).calls
+    with client.batch():
+        pass
+    assert client.client_info(0).calls == before + 1
+    with batch:
+        again = batch.ping(2)
+    assert (pending.value, again.value) == (1, 2)
 
 
-def test_frames_of_a_run_are_freed_one_by_one(vm: Machine, client: Client) -> None:
-    before = free_bytes(vm)
-    first = client.page_alloc(3)
-    frames = [first + PAGE * i for i in range(8)]
-    assert all(client.page_info(f).order == 0 for f in frames)
-    with refused(EINVAL):
-        client.buddy_free(first, 3)
-    for frame in frames[::2]:
-        client.page_free(frame)
-        with refused(EINVAL, "page_free"):
-            client.page_free(frame)
-    client.page_free_array(frames[1::2])
-    assert free_bytes(vm) == before
-
-
-def test_references(vm: Machine, client: Client) -> None:
-    before, frame = free_bytes(vm), client.page_alloc(0)
-    assert [client.page_get(frame) for _ in range(3)] == [2, 3, 4]
-    client.page_claim(frame)
-    assert client.page_info(frame).refs == 5
-    with refused(EBUSY, "page_free"):
-        client.page_free(frame)
-    assert [client.page_put(frame) for _ in range(5)] == [4, 3, 2, 1, 0]
-    for call in (client.page_put, client.page_get, client.page_unmap, client.page_free):
-        with refused(EINVAL):
-            call(frame)
-    assert free_bytes(vm) == before
-
-
-def test_references_do_not_overflow(vm: Machine, client: Client) -> None:
-    frame = client.page_alloc(0)
-    at = struct_page_offset(vm, frame) + 4
-    refs = vm.ram[at : at + 4].cast("I")
-    assert refs[0] == 1
-    refs[0] = 2**32 - 2
-    assert client.page_get(frame) == 2**32 - 1
-    for call in (client.page_get, client.page_claim):
-        with refused(EOVERFLOW):
-            call(frame)
-    assert client.page_put(frame) == 2**32 - 2
-    refs[0] = 1
-    client.page_free(frame)
-
-
-def test_claim(vm: Machine, client: Client) -> None:
-    before, head = free_bytes(vm), client.buddy_alloc(10)
-    client.buddy_free(head, 10)
-    middle = head + 517 * PAGE
-    client.page_claim(middle)
-    assert client.page_info(middle).block == middle
-    assert free_bytes(vm) == before - PAGE
-    theirs = vm.client.buddy_alloc(0)
-    own = client.buddy_alloc(1)
-    for busy in (theirs, own, own + PAGE, 0x200000, vm.client._rings[0].paddr):
-        with refused(EBUSY, "page_claim"):
-            client.page_claim(busy)
-    for wrong in (middle + 1, 0xA0000, 0xFEE00000, 1 << 36, 2**64 - 1, 2**64 - PAGE):
-        with refused(EINVAL, "page_claim"):
-            client.page_claim(wrong)
-    client.buddy_free(own, 1)
-    vm.client.buddy_free(theirs, 0)
-    assert client.page_put(middle) == 0
-    assert free_bytes(vm) == before
-
-
-def test_page_info_of_anything(client: Client) -> None:
-    end = client.zone_info(1).end_pfn * PAGE
-    for addr in (0, 0xA0000, 0x200000, 0x200001, 0x1000, end - 1, client.page_alloc(0)):
-        info = client.page_info(addr)
-        assert info.paddr == addr & -PAGE
-    for addr in (1 << 30, 1 << 40, 2**63, 2**64 - 1):
-        with refused(EINVAL, "page_info"):
-            client.page_info(addr)
-
-
-def test_flags(client: Client) -> None:
-    frame = client.page_alloc(0)
-    for set_, clear, expected in ((1, 0, 1), (2, 0, 3), (0, 1, 2), (1, 3, 1), (3, 0, 3), (0, 3, 0)):
-        client.page_flags(frame, set_, clear)
-        assert client.page_info(frame).flags == expected
-    for set_, clear in ((PG_MAPPED, 0), (0, PG_MAPPED), (8, 0), (0, 2**32 - 1), (1 << 32, 0)):
-        with refused(EINVAL, "page_flags"):
-            client.page_flags(frame, set_, clear)
-    with refused(EINVAL, "page_flags"):
-        client.page_flags(frame + 1, 0, 0)
-    assert client.page_info(frame).flags == 0
-
-
-# Mappings
-
-
-def test_map_read_write_unmap(vm: Machine, client: Client) -> None:
-    before, frames = free_bytes(vm), [client.page_alloc(0) for _ in range(2)]
-    for frame, vaddr in zip(frames, (NOT_HERE - PAGE, NOT_HERE - 2 * PAGE), strict=True):
-        client.page_map(frame, vaddr)
-    data = np.random.default_rng(2).bytes(4000)
-    client.mem_write(NOT_HERE - PAGE - 2000, data)
-    assert client.mem_read(NOT_HERE - PAGE - 2000, 4000) == data
-    low = vm.ram_offset(frames[1])
-    assert bytes(vm.ram[low + PAGE - 2000 : low + PAGE]) == data[:2000]
-    assert client.page_info(frames[0]).flags == PG_MAPPED | PG_DIRTY
-    entries = client.page_walk(NOT_HERE - PAGE)
-    assert len(entries) == 4
-    assert int(entries[3]) & 0xFFFFFFFFF000 == frames[0]
-    for read in (lambda: client.mem_read(NOT_HERE - 96, 100), lambda: client.mem_read(NOT_HERE, 1)):
-        with refused(EFAULT, "mem_read") as caught:
-            read()
-        assert caught[0].results[0] == NOT_HERE
-    with refused(EFAULT, "mem_write") as caught:
-        client.mem_write(NOT_HERE - 4, b"12345678")
-    assert caught[0].results[0] == NOT_HERE
-    for frame in frames:
-        client.page_unmap(frame)
-        with refused(EINVAL, "page_unmap"):
-            client.page_unmap(frame)
-    with refused(EFAULT, "mem_read") as caught:
-        client.mem_read(NOT_HERE - PAGE, 1)
-    assert caught[0].results[0] == NOT_HERE - PAGE
-    client.page_free_array(frames)
-    assert client.client_info(0).tables <= 1
-    assert before - free_bytes(vm) == client.client_info(0).tables * PAGE
-
-
-def test_what_cannot_be_mapped(client: Client) -> None:
-    frame, other, block = client.page_alloc(0), client.page_alloc(0), client.buddy_alloc(1)
-    for vaddr in (0, 1, 0xFFF, 0x1001, 0x7FFFFFFFFFFF, 1 << 47, KERNEL_TEXT, 2**64 - PAGE):
-        with refused(EINVAL, "page_map"):
-            client.page_map(frame, vaddr)
-    assert client.client_info(0).tables <= 1
-    client.page_map(frame, 0x1000)
-    with refused(EBUSY, "page_map"):
-        client.page_map(frame, 0x2000)
-    with refused(EEXIST, "page_map"):
-        client.page_map(other, 0x1000)
-    for wrong in (block, block + PAGE, frame + 1, 0x200000, 2**64 - 1):
-        with refused(EINVAL, "page_map"):
-            client.page_map(wrong, 0x3000)
-    for free in (client.page_free, client.page_put, lambda f: client.buddy_free(f, 0)):
-        with refused(EBUSY):
-            free(frame)
-    assert client.page_info(other).flags == 0
-
-
-def test_memory_that_no_client_may_touch(client: Client) -> None:
-    client.page_map(client.page_alloc(0), 0x7FFFFFFFE000)
-    for vaddr in (0, KERNEL_TEXT, 0xFFFF800000200000, 1 << 47, 0x800000000000 - 1, 2**64 - 8):
-        with refused(EFAULT, "mem_read") as caught:
-            client.mem_read(vaddr, 8)
-        assert caught[0].results[0] in (vaddr, 1 << 47)
-        with refused(EFAULT, "mem_write"):
-            client.mem_write(vaddr, b"\xcc" * 8)
-    with refused(EMSGSIZE, "mem_read"):
-        client.mem_read(0x7FFFFFFFE000, LARGEST[client.carrier] + 8)
-
-
-@pytest.mark.parametrize("carrier", CARRIERS)
-def test_no_memory_for_page_tables(boot: Boot, carrier: str) -> None:
-    vm = boot(memory="16M", cpus=1)
-    client = vm.connect("mapper", carrier=carrier)
-    before = free_bytes(vm)
-    frames = []
-    with refused(ENOMEM):
-        while True:
-            frames.append(client.page_alloc(0))
-    mapped = 0
-    with refused(ENOMEM, "page_map"):
-        for mapped, frame in enumerate(frames):
-            client.page_map(frame, 0x1000 + (mapped << 39))
-    state = client.client_info(0)
-    assert (state.mapped, state.tables) == (mapped, 1 + 3 * mapped)
-    held = vm.client.machine_info().free_bytes
-    for _ in range(5):
-        with refused(ENOMEM, "page_map"):
-            client.page_map(frames[mapped], 0x1000 + (mapped << 39))
-    assert client.client_info(0).tables == state.tables
-    assert vm.client.machine_info().free_bytes == held
+def test_a_closed_client(vm: Machine, client: Client) -> None:
+    with client.batch() as batch:
+        pending = batch.ping(8)
+    client.ping(1)
     client.close()
-    assert free_bytes(vm) == before + (64 << 10)
+    client.close()
+    for call in (lambda: client.ping(1), lambda: client.echo(b"x"), client.machine_info):
+        with pytest.raises(HostError, match="closed"):
+            call()
+    with pytest.raises(HostError, match="closed"), client.batch() as batch:
+        batch.ping(1)
+    assert pending.value == 8
+    assert vm.client.ping(1) == 1
+
+
+def test_names_of_clients(vm: Machine) -> None:
+    for name in ("", "x" * 23, "é" * 11):
+        with vm.connect(name) as client:
+            assert len(client.client_info(0).name) in (len(name), 22)
+    for name in ("x" * 24, "é" * 12):
+        with pytest.raises(ValueError, match="23"):
+            vm.connect(name)
+    with pytest.raises(ValueError, match="carrier"):
+        vm.connect(carrier="pigeons")
+    assert isinstance(HostError("x"), KOSError)

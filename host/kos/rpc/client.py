@@ -85,13 +85,13 @@ class FrameCarrier:
 class _ThreadRing:
     """A thread's hold on a ring; when the thread has ended, the ring goes back to its client."""
 
-    def __init__(self, ring: Ring, spare: list[Ring]) -> None:
+    def __init__(self, ring: Ring, spare: list[Ring], dead: list[Ring]) -> None:
         self.ring = ring
         self._spare = spare
+        self._dead = dead
 
     def __del__(self) -> None:
-        if not self.ring.broken:
-            self._spare.append(self.ring)
+        (self._dead if self.ring.broken else self._spare).append(self.ring)
 
 
 class Client(Calls):
@@ -135,15 +135,16 @@ class Client(Calls):
         self.carrier = carrier
         self.timeout = timeout
         self._local = threading.local()
-        self._lock = threading.Lock()
         self._spare: list[Ring] = []
-        self._rings: list[Ring] = []
+        self._dead: list[Ring] = []
         self._closed = False
         self.id, ring = ready or self._control(_CLIENT_OPEN, (), name.encode())
         self._keep(ring)
         machine.clients.add(self)
         _clients.add(self)
-        self._release = weakref.finalize(self, _abandon, machine, self.id)
+        # Dropped without being closed: the kernel is told at the machine's next connect. The list,
+        # not the machine, is held: a dropped machine must be able to go.
+        self._release = weakref.finalize(self, machine.abandoned.append, self.id)
 
     def _control(self, number: int, args: tuple[int, ...], data: bytes = b"") -> tuple[int, int]:
         status, (first, second, _) = self.machine.wire.call(
@@ -154,16 +155,14 @@ class Client(Calls):
         return first, second
 
     def _keep(self, paddr: int) -> None:
-        ring = self.machine.make_ring(paddr, self.timeout)
-        with self._lock:
-            self._rings.append(ring)
-            self._spare.append(ring)
+        self._spare.append(self.machine.make_ring(paddr, self.timeout))
 
     # Carrying calls
 
     def _attach(self) -> Ring | FrameCarrier:
         """The calling thread's carrier, made at its first call."""
         self._check_open()
+        self._close_dead()
         if self.carrier == "frames":
             self._local.carrier = FrameCarrier(self.machine, self.id, self.timeout)
             return self._local.carrier  # type: ignore[no-any-return]
@@ -171,7 +170,7 @@ class Client(Calls):
             ring = self._spare.pop()
         except IndexError:
             return self._attach_new()
-        self._local.hold = _ThreadRing(ring, self._spare)
+        self._local.hold = _ThreadRing(ring, self._spare, self._dead)
         self._local.carrier = ring
         return ring
 
@@ -189,20 +188,19 @@ class Client(Calls):
     def _carrier(self) -> Ring | FrameCarrier:
         carrier: Ring | FrameCarrier | None = getattr(self._local, "carrier", None)
         if carrier is None or carrier.broken:
-            self._replace_broken()
+            self._drop_broken()
             carrier = self._attach()
         return carrier
 
-    def _replace_broken(self) -> None:
-        """A ring that timed out may still be written to by the kernel: it is closed, not reused."""
-        hold = getattr(self._local, "hold", None)
-        if hold is None or not hold.ring.broken:
-            return
-        self.machine.wire.check()
-        del self._local.hold, self._local.carrier
-        with self._lock:
-            self._rings.remove(hold.ring)
-        self._control(_RING_CLOSE, (hold.ring.paddr,))
+    def _drop_broken(self) -> None:
+        """Let go of this thread's ring; `_attach` gives it another."""
+        for name in ("carrier", "hold"):
+            self._local.__dict__.pop(name, None)
+
+    def _close_dead(self) -> None:
+        """Close rings whose call timed out: the kernel may yet write to them, so none is reused."""
+        while self._dead:
+            self._control(_RING_CLOSE, (self._dead.pop().paddr,))
 
     def _fast(
         self, number: int, a0: int = 0, a1: int = 0, a2: int = 0, a3: int = 0, a4: int = 0
@@ -275,11 +273,6 @@ class Client(Calls):
 
     def __repr__(self) -> str:
         return f"<Client {self.name!r} id={self.id} of {self.machine!r}>"
-
-
-def _abandon(machine: "Machine", client: int) -> None:
-    """A client that nobody holds any more: its end is told to the kernel at the next connect."""
-    machine.abandoned.append(client)
 
 
 class Batch(BatchCalls):
