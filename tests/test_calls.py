@@ -158,7 +158,7 @@ def test_calls_that_do_not_exist_or_belong_on_the_wire(client: Client) -> None:
 # Wrong arguments: told by name, before anything is sent
 
 
-@pytest.mark.parametrize("bad", [1.5, "1", None, b"1", [1], object()], ids=repr)
+@pytest.mark.parametrize("bad", [1.5, "1", None, b"1", [1], {}], ids=repr)
 def test_numbers_of_a_wrong_type(client: Client, bad: Any) -> None:
     before = client.client_info(0).calls
     calls: list[tuple[str, Callable[[], Any]]] = [

@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
             show(vm)
         sys.stdout.flush()
         if sys.stdin.isatty() and sys.stdout.isatty():
-            converse(vm)
+            return converse(vm)
     return 0
 
 
