@@ -48,8 +48,9 @@ static void say_hello(void)
 {
     if (options.quiet)
         return;
-    printk("KOS: %lu MiB of RAM in %u ranges, %u CPU%s\n", range_total(&memmap.ram) >> 20,
-           memmap.ram.count, cpu_count, cpu_count == 1 ? "" : "s");
+    printk("KOS: %lu MiB of RAM in %u ranges, %u CPU%s\n",
+           (range_total(&memmap.ram) + (1 << 19)) >> 20, memmap.ram.count, cpu_count,
+           cpu_count == 1 ? "" : "s");
     printk("zones: DMA %lu pages, NORMAL %lu pages; metadata %lu KiB\n", zones[ZONE_DMA].managed,
            zones[ZONE_NORMAL].managed, memmap.metadata_bytes >> 10);
     printk("'help' lists the commands\n");

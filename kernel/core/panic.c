@@ -83,13 +83,13 @@ static u32 trace_collect(const struct pt_regs *regs, u64 trace[PANIC_TRACE])
 
 static void say_registers(const struct pt_regs *r)
 {
-    say("  rip %016lx  rsp %016lx  flags %08lx  error %lx\n", r->rip, r->rsp, r->eflags,
-        r->orig_rax);
-    say("  rax %016lx  rbx %016lx  rcx %016lx  rdx %016lx\n", r->rax, r->rbx, r->rcx, r->rdx);
-    say("  rsi %016lx  rdi %016lx  rbp %016lx  r8  %016lx\n", r->rsi, r->rdi, r->rbp, r->r8);
-    say("  r9  %016lx  r10 %016lx  r11 %016lx  r12 %016lx\n", r->r9, r->r10, r->r11, r->r12);
-    say("  r13 %016lx  r14 %016lx  r15 %016lx\n", r->r13, r->r14, r->r15);
-    say("  cr2 %016lx  cr3 %016lx\n", record.report.cr2, record.report.cr3);
+    say("  rip %016lx  rsp %016lx  rbp %016lx\n", r->rip, r->rsp, r->rbp);
+    say("  rax %016lx  rbx %016lx  rcx %016lx\n", r->rax, r->rbx, r->rcx);
+    say("  rdx %016lx  rsi %016lx  rdi %016lx\n", r->rdx, r->rsi, r->rdi);
+    say("  r8  %016lx  r9  %016lx  r10 %016lx\n", r->r8, r->r9, r->r10);
+    say("  r11 %016lx  r12 %016lx  r13 %016lx\n", r->r11, r->r12, r->r13);
+    say("  r14 %016lx  r15 %016lx  cr2 %016lx\n", r->r14, r->r15, record.report.cr2);
+    say("  cr3 %016lx  flags %lx  error %lx\n", record.report.cr3, r->eflags, r->orig_rax);
 }
 
 static void say_trace(const struct panic_report *r)
@@ -141,7 +141,8 @@ _Noreturn void panic_with_regs(const struct pt_regs *regs, const char *reason)
 _Noreturn void panic(const char *fmt, ...)
 {
     char reason[PANIC_REASON];
-    struct pt_regs regs = {.rip = (u64)__builtin_return_address(0)};
+    /* Inside the call: what follows it may be another function's code. */
+    struct pt_regs regs = {.rip = (u64)__builtin_return_address(0) - 1};
     va_list ap;
     va_start(ap, fmt);
     vformat(reason, sizeof(reason), fmt, ap);
