@@ -38,7 +38,9 @@ def free_bytes(vm: Machine) -> int:
 
 def stretch(seconds: float) -> float:
     """How long a test that repeats itself may: that many seconds, or KOS_TEST_MINUTES."""
-    return 60 * float(os.environ["KOS_TEST_MINUTES"]) if "KOS_TEST_MINUTES" in os.environ else seconds
+    return (
+        60 * float(os.environ["KOS_TEST_MINUTES"]) if "KOS_TEST_MINUTES" in os.environ else seconds
+    )
 
 
 class Threads:

@@ -6,11 +6,17 @@ static u64 words_for(u64 bits)
     return (bits + 63) / 64;
 }
 
+/* Blocks of an order, the one that the end of the range cuts off too: it is never free. */
+static u64 blocks_in(u64 span, unsigned order)
+{
+    return (span + (1ull << order) - 1) >> order;
+}
+
 u64 buddy_words(u64 span)
 {
     u64 total = 0;
     for (unsigned order = 0; order < NR_ORDERS; order++) {
-        u64 n = span >> order;
+        u64 n = blocks_in(span, order);
         do {
             n = words_for(n);
             total += MAX(n, 1);
@@ -24,7 +30,7 @@ void buddy_init(struct buddy *b, u64 base, u64 span, u64 *words)
     *b = (struct buddy){.base = base, .span = span};
     for (unsigned order = 0; order < NR_ORDERS; order++) {
         struct buddy_map *m = &b->map[order];
-        u64 n = span >> order;
+        u64 n = blocks_in(span, order);
         do {
             n = words_for(n);
             m->level[m->levels++] = words;

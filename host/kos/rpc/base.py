@@ -1,5 +1,6 @@
 """What the generated stubs build on, whatever carries the calls."""
 
+from array import array
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
@@ -14,20 +15,42 @@ T = TypeVar("T")
 Answer = tuple[int, int, bytes]
 
 
+def flat(data: DataLike) -> bytes:
+    """Data as it travels.
+
+    Raises:
+        TypeError: It is nothing that holds bytes.
+    """
+    if isinstance(data, bytes):
+        return data
+    try:
+        return memoryview(data).tobytes()
+    except TypeError:
+        kind = type(data).__name__
+        raise TypeError(f"data is bytes or like bytes, not {data!r} ({kind})") from None
+
+
 def u64s(values: U64sLike) -> bytes:
     """Addresses as the kernel takes them: 64-bit words.
 
     Raises:
+        TypeError: One is no whole number.
         ValueError: One is negative or does not fit 64 bits.
     """
     if isinstance(values, np.ndarray):
+        if values.size and values.dtype.kind not in "iu":
+            raise TypeError(f"addresses are whole numbers, not of type {values.dtype}")
         if values.dtype.kind != "u" and values.size and int(values.min()) < 0:
             raise ValueError(f"an address cannot be negative: {int(values.min())}")
         return np.ascontiguousarray(values, dtype=np.uint64).tobytes()
+    words = array("Q")
     try:
-        return np.fromiter(values, dtype=np.uint64).tobytes()
-    except (OverflowError, TypeError) as error:
-        raise ValueError(f"addresses are numbers from 0 to 2^64-1: {error}") from None
+        words.extend(iter(values))
+    except OverflowError:
+        raise ValueError(f"element {len(words)}: an address is a number from 0 to 2^64-1") from None
+    except TypeError as error:
+        raise TypeError(f"element {len(words)}: an address is a whole number: {error}") from None
+    return words.tobytes()
 
 
 class CallsBase:

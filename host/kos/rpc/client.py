@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from kos.exceptions import CallError, HostError, KOSError
-from kos.memory.constants import ENFILE, errno_name
-from kos.rpc.base import Answer, DataLike, Pending
+from kos.memory.constants import EMSGSIZE, ENFILE, errno_name
+from kos.rpc.base import Answer, DataLike, Pending, flat
 from kos.rpc.calls import BatchCalls, Calls
 from kos.rpc.ring import Request, Ring, refuse
 
@@ -64,8 +64,9 @@ class FrameCarrier:
         return answer
 
     def room(self, data: DataLike, capacity: int) -> int:
-        """Calls go one after another: none takes room from the next."""
-        return 0
+        """Calls go one after another: none takes room from the next, if it fits at all."""
+        need = max(len(data), capacity)
+        return need if need > self.data_bytes else 0
 
     def many(self, requests: "list[Request]") -> list[tuple[int, Answer]]:
         """Several calls, one after another."""
@@ -218,8 +219,12 @@ class Client(Calls):
             raise
 
     def _full(self, number: int, args: tuple[int, ...], data: DataLike, capacity: int) -> Answer:
+        carrier, data = self._carrier(), flat(data)
+        if max(len(data), capacity) > carrier.data_bytes:
+            self._check_arguments(number, args)
+            refuse(self.machine.wire, number, EMSGSIZE, (0, 0))
         try:
-            return self._carrier().full(number, args, data, capacity)
+            return carrier.full(number, args, data, capacity)
         except (struct.error, TypeError):
             self._check_arguments(number, args)
             raise
@@ -303,8 +308,9 @@ class Batch(BatchCalls):
         capacity: int,
         decode: "Callable[[int, int, bytes], T]",
     ) -> Pending[T]:
+        self._client._check_arguments(number, args)
         pending = Pending(decode)
-        self._requests.append(((number, args, bytes(data), capacity), pending))  # type: ignore[arg-type]
+        self._requests.append(((number, args, flat(data), capacity), pending))  # type: ignore[arg-type]
         return pending
 
     def __enter__(self) -> Self:
@@ -324,8 +330,10 @@ class Batch(BatchCalls):
         carrier = self._client._carrier()
         while requests:
             count = self._fitting(carrier, requests)
-            part, requests = requests[:count], requests[count:]
-            answers = carrier.many([request for request, _ in part])
+            part, requests = requests[: count or 1], requests[count or 1 :]
+            answers = [(EMSGSIZE, (0, 0, b""))]
+            if count:
+                answers = carrier.many([request for request, _ in part])
             for ((number, *_), pending), (status, answer) in zip(part, answers, strict=True):
                 pending.settle(answer, self._error(number, status, answer))
 
@@ -333,12 +341,12 @@ class Batch(BatchCalls):
     def _fitting(
         carrier: Ring | FrameCarrier, requests: list[tuple[Request, Pending[object]]]
     ) -> int:
-        """How many of the calls fit the queue and the data area together; at least one."""
+        """How many of the calls fit the queue and the data area together; 0: not even one."""
         room = carrier.data_bytes
         for count, ((_, _, data, capacity), _) in enumerate(requests[:_BATCH_ENTRIES]):
             room -= carrier.room(data, capacity)
             if room < 0:
-                return max(count, 1)
+                return count
         return min(len(requests), _BATCH_ENTRIES)
 
     def _error(self, number: int, status: int, answer: Answer) -> KOSError | None:
