@@ -46,10 +46,8 @@ static void put_number(struct out *o, const struct spec *s, u64 v, unsigned base
     char digits[24];
     const char *set = upper ? "0123456789ABCDEF" : "0123456789abcdef";
     int n = 0;
-    do {
+    for (; v || (!n && s->precision); v /= base)
         digits[sizeof(digits) - 1 - (size_t)n++] = set[v % base];
-        v /= base;
-    } while (v);
     int zeros = s->precision > n ? s->precision - n : 0;
     int total = n + zeros + (int)strlen(sign);
     if (s->zero && !s->left && s->precision < 0 && s->width > total) {
@@ -89,6 +87,10 @@ static const char *parse_spec(const char *f, struct spec *s, va_list *ap)
     }
     if (*f == '*') {
         s->width = va_arg(*ap, int);
+        if (s->width < 0) {
+            s->left = true;
+            s->width = -s->width;
+        }
         f++;
     } else {
         f = parse_number(f, &s->width);

@@ -101,8 +101,8 @@ u64 range_find(const struct range_set *s, u64 from, u64 size, u64 align)
 
 void memmap_add(u64 start, u64 end)
 {
-    start = MAX(ALIGN_UP(start, PAGE), PAGE); /* frame 0 is never used */
-    end = MIN(ALIGN_DOWN(end, PAGE), MEMMAP_LIMIT);
+    start = MAX(ALIGN_UP(MIN(start, MEMMAP_LIMIT), PAGE), PAGE); /* frame 0 is never used */
+    end = ALIGN_DOWN(MIN(end, MEMMAP_LIMIT), PAGE);
     range_add(&memmap.ram, start, end);
     range_add(&memmap.free, start, end);
 }
@@ -110,14 +110,14 @@ void memmap_add(u64 start, u64 end)
 void memmap_remove(u64 start, u64 end)
 {
     start = ALIGN_DOWN(start, PAGE);
-    end = ALIGN_UP(end, PAGE);
+    end = ALIGN_UP(MIN(end, MEMMAP_LIMIT), PAGE);
     range_remove(&memmap.ram, start, end);
     range_remove(&memmap.free, start, end);
 }
 
 void memmap_reserve(u64 start, u64 end)
 {
-    range_remove(&memmap.free, ALIGN_DOWN(start, PAGE), ALIGN_UP(end, PAGE));
+    range_remove(&memmap.free, ALIGN_DOWN(start, PAGE), ALIGN_UP(MIN(end, MEMMAP_LIMIT), PAGE));
 }
 
 u64 memmap_try_alloc(u64 size, u64 align)

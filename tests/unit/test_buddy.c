@@ -286,7 +286,7 @@ static void words_and_levels(void)
         u64 n = buddy_words(spans[i]), used = 0, *words = calloc(n, sizeof(u64));
         buddy_init(&b, 0, spans[i], words);
         for (unsigned order = 0; order < NR_ORDERS; order++) {
-            u64 bits = spans[i] >> order;
+            u64 bits = (spans[i] + (1ull << order) - 1) >> order; /* also a cut-off block */
             CHECK(b.map[order].levels >= 1 && b.map[order].levels <= BUDDY_LEVELS,
                   "%lu frames, order %u: %lu levels", spans[i], order, b.map[order].levels);
             for (u32 l = 0; l < b.map[order].levels; l++) {
