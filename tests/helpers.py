@@ -2,11 +2,8 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
-
-import pytest
 
 from kos.exceptions import CallError
 from kos.machine import Machine
@@ -17,15 +14,24 @@ CARRIERS = ["rings", "frames"]
 LARGEST = {"rings": 57344, "frames": 4096}  # bytes of data that go with one call
 
 
-@contextmanager
-def refused(errno: int, call: str = "") -> Iterator[list[CallError]]:
-    """The block raises CallError with exactly that errno; the list has it afterwards."""
-    caught: list[CallError] = []
-    with pytest.raises(CallError) as info:
-        yield caught
-    assert info.value.errno == errno, str(info.value)
-    assert not call or info.value.call == call
-    caught.append(info.value)
+class refused:
+    """The block raises CallError with exactly that errno; the list that it gives has it then."""
+
+    def __init__(self, errno: int, call: str = "") -> None:
+        self.errno, self.call = errno, call
+        self.caught: list[CallError] = []
+
+    def __enter__(self) -> list[CallError]:
+        return self.caught
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if error is not None and not isinstance(error, CallError):
+            return False
+        assert error is not None, f"{self.call or 'it'} was not refused"
+        assert error.errno == self.errno, str(error)
+        assert not self.call or error.call == self.call
+        self.caught.append(error)
+        return True
 
 
 def free_bytes(vm: Machine) -> int:
@@ -56,7 +62,7 @@ class Threads:
         def run() -> None:
             try:
                 work(*args)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - raised again by join
                 self.errors.append(error)
 
         thread = threading.Thread(target=run, daemon=True)

@@ -4,16 +4,18 @@ Then what holds for all calls: arguments of wrong types, and batches.
 """
 
 import re
+from array import array
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import CARRIERS, LARGEST, RING_BYTES, free_bytes, refused
 
+from helpers import CARRIERS, LARGEST, RING_BYTES, free_bytes, refused
 from kos.exceptions import HostError, KOSError
 from kos.machine import Machine
 from kos.memory.constants import EINVAL, EMSGSIZE, ENOSYS, EPERM
+from kos.rpc.base import Pending
 from kos.rpc.client import Client
 
 
@@ -31,19 +33,16 @@ def test_ping(client: Client, value: int) -> None:
 
 
 def test_echo_at_every_size_that_matters(client: Client) -> None:
-    for n in (0, 1, 7, 8, 9, 253, 254, 255, 4095, 4096):
-        data = bytes((i * 7 + n) % 256 for i in range(n))
-        assert client.echo(data) == data
-    assert client.echo(bytes(4096)) == bytes(4096)
-    assert client.echo(b"\xff" * 4096) == b"\xff" * 4096
+    for n in (0, 1, 7, 8, 9, 253, 254, 255, 509):
+        for data in (bytes(i % 255 + 1 for i in range(n)), bytes(n)):
+            assert client.echo(data) == data
+    assert client.echo(bytearray(b"abc")) == client.echo(memoryview(b"abc")) == b"abc"
 
 
 def test_echo_up_to_the_carrier_s_limit(client: Client) -> None:
     limit = LARGEST[client.carrier]
     data = np.random.default_rng(1).bytes(limit)
     assert client.echo(data) == data
-    assert client.echo(bytearray(data)) == data
-    assert client.echo(memoryview(data)) == data
     with refused(EMSGSIZE, "echo"):
         client.echo(data + b"x")
     assert client.ping(3) == 3
@@ -116,7 +115,7 @@ def test_log_read_and_in_kernel_tests(client: Client) -> None:
             client.test_name(index)
         with refused(EINVAL, "test_run"):
             client.test_run(index)
-    for index in range(count):
+    for index in range(count) if client.carrier == "rings" else (0, count - 1):
         text, failures = client.test_run(index)
         assert failures == 0, f"{names[index]}: {text}"
 
@@ -150,15 +149,15 @@ def test_calls_that_do_not_exist_or_belong_on_the_wire(client: Client) -> None:
     for odd in (1, 7, 9):
         with refused(EINVAL, "buddy_free_array"):
             client._full(19, (0,), bytes(odd), 0)
-    for number, args in ((7, ()), (8, (0,)), (9, (0,)), (10, (0,)), (38, (0,)), (44, (0,))):
+    for number in (7, 8, 9, 10, 38, 44):
         with refused(EMSGSIZE):
-            client._full(number, args, b"", 7)
+            client._full(number, () if number == 7 else (0,), b"", 7)
 
 
 # Wrong arguments: told by name, before anything is sent
 
 
-@pytest.mark.parametrize("bad", [1.5, "1", None, b"1", [1], {}], ids=repr)
+@pytest.mark.parametrize("bad", [1.5, "1", None, [1]], ids=repr)
 def test_numbers_of_a_wrong_type(client: Client, bad: Any) -> None:
     before = client.client_info(0).calls
     calls: list[tuple[str, Callable[[], Any]]] = [
@@ -179,7 +178,7 @@ def test_numbers_of_a_wrong_type(client: Client, bad: Any) -> None:
     assert client.ping(4) == 4
 
 
-@pytest.mark.parametrize("bad", [-1, -(2**63), 2**64, 10**30])
+@pytest.mark.parametrize("bad", [-1, -(2**63), 2**64, 10**30], ids=hex)
 def test_numbers_out_of_range(client: Client, bad: int) -> None:
     calls: list[tuple[str, Callable[[], Any]]] = [
         ("value", lambda: client.ping(bad)),
@@ -209,7 +208,7 @@ def test_data_of_a_wrong_type(client: Client, bad: Any) -> None:
 
 
 def test_data_in_words_is_taken_by_bytes(client: Client) -> None:
-    words = np.arange(5, dtype=np.uint32)
+    words = array("I", range(5))
     client.page_map(client.page_alloc(0), 0x5000)
     client.mem_write(0x5000, memoryview(words))
     assert client.mem_read(0x5000, 20) == words.tobytes()
@@ -219,10 +218,10 @@ def test_data_in_words_is_taken_by_bytes(client: Client) -> None:
 
 
 def test_a_batch_keeps_order_and_each_error(vm: Machine, client: Client) -> None:
-    before = free_bytes(vm)
+    before, rounds = free_bytes(vm), 200 if client.carrier == "rings" else 20
     with client.batch() as batch:
         answers: list[Any] = []
-        for n in range(200):
+        for n in range(rounds):
             answers += [
                 batch.ping(n),
                 batch.buddy_alloc(11),
@@ -230,7 +229,7 @@ def test_a_batch_keeps_order_and_each_error(vm: Machine, client: Client) -> None
                 batch.buddy_alloc(0),
             ]
     blocks = []
-    for n in range(200):
+    for n in range(rounds):
         ping, wrong, echo, block = answers[4 * n : 4 * n + 4]
         assert (ping.value, echo.value) == (n, bytes([n]))
         assert (ping.error, echo.error) == (None, None)
@@ -238,14 +237,16 @@ def test_a_batch_keeps_order_and_each_error(vm: Machine, client: Client) -> None
             _ = wrong.value
         assert wrong.error.errno == EINVAL
         blocks.append(block.value)
-    assert len(set(blocks)) == 200
-    assert client.page_free_array(blocks) == 200
+    assert len(set(blocks)) == rounds
+    assert client.page_free_array(blocks) == rounds
     assert free_bytes(vm) == before
 
 
 def test_a_batch_whose_data_does_not_fit_at_once(client: Client) -> None:
     limit = LARGEST[client.carrier]
-    sizes = [limit, 1, limit - 8, 16, limit // 2, limit // 2 + 8, 0, 3] * 2
+    sizes = [limit, 1, 0, 300]
+    if client.carrier == "rings":
+        sizes = [*sizes, limit - 8, 16, limit // 2, limit // 2 + 8, 3, limit]
     with client.batch() as batch:
         answers = [batch.echo(bytes([i]) * n) for i, n in enumerate(sizes)]
         info = batch.machine_info()
@@ -267,9 +268,16 @@ def test_one_call_that_never_fits_does_not_stop_a_batch(client: Client) -> None:
 
 def test_an_exception_inside_a_batch_sends_nothing(vm: Machine, client: Client) -> None:
     before = client.client_info(0)
-    with pytest.raises(ZeroDivisionError), client.batch() as batch:
-        pending = batch.buddy_alloc(0)
-        raise ZeroDivisionError
+    queued: list[Pending[int]] = []
+
+    def interrupted() -> None:
+        with client.batch() as batch:
+            queued.append(batch.buddy_alloc(0))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interrupted()
+    (pending,) = queued
     with pytest.raises(RuntimeError, match="has not run"):
         _ = pending.value
     assert client.client_info(0) == before._replace(calls=before.calls + 1)
@@ -279,10 +287,15 @@ def test_an_exception_inside_a_batch_sends_nothing(vm: Machine, client: Client) 
 @pytest.mark.parametrize("bad", [-1, 2**64, "x"], ids=repr)
 def test_a_wrong_argument_in_a_batch_is_named_and_nothing_is_sent(client: Client, bad: Any) -> None:
     before = client.client_info(0).blocks
-    with pytest.raises((TypeError, ValueError), match="value") as info, client.batch() as batch:
-        for _ in range(100):
-            batch.buddy_alloc(0)
-        batch.ping(bad)
+
+    def wrong() -> None:
+        with client.batch() as batch:
+            for _ in range(100):
+                batch.buddy_alloc(0)
+            batch.ping(bad)
+
+    with pytest.raises((TypeError, ValueError), match="value") as info:
+        wrong()
     assert str(bad) in str(info.value)
     assert client.client_info(0).blocks == before
     assert client.ping(1) == 1

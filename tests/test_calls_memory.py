@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from conftest import Boot
 from helpers import CARRIERS, LARGEST, PAGE, RING_BYTES, free_bytes, refused
-
 from kos.machine import Machine
 from kos.memory.constants import (
     EBUSY,
@@ -70,7 +70,8 @@ def test_a_block_of_each_order(vm: Machine, client: Client, order: int) -> None:
 
 def test_frees_of_what_is_no_block(vm: Machine, client: Client) -> None:
     end = vm.client.zone_info(1).end_pfn * PAGE
-    kernel_ring = client.machine.client._rings[0].paddr
+    status, (_, kernel_ring, _) = vm.wire.call(3, (), b"a ring")
+    assert status == 0
     before = free_bytes(vm)
     for addr in (0, PAGE, 0x200000, 0xA0000, end - PAGE, end, 1 << 40, 2**64 - PAGE, 2**64 - 1):
         for order in (0, 10):
@@ -198,8 +199,10 @@ def test_counts_at_the_edges(vm: Machine, client: Client) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [[-1], [PAGE, -PAGE], [2**64], [1.5], ["x"], [None], 5, None]
-    + [np.array([-PAGE]), np.array([4096.7]), np.array(["x"]), np.array([True])],
+    [
+        *[[-1], [PAGE, -PAGE], [2**64], [1.5], ["x"], [None], 5, None],
+        *[np.array([-PAGE]), np.array([4096.7]), np.array(["x"]), np.array([True])],
+    ],
     ids=repr,
 )
 def test_arrays_of_what_is_no_address(vm: Machine, client: Client, bad: Any) -> None:
@@ -246,7 +249,7 @@ def test_references(vm: Machine, client: Client) -> None:
 def test_references_do_not_overflow(vm: Machine, client: Client) -> None:
     frame = client.page_alloc(0)
     at = struct_page_offset(vm, frame) + 4
-    refs = vm.ram[at : at + 4].cast("I")
+    refs: Any = vm.ram[at : at + 4].cast("I")
     assert refs[0] == 1
     refs[0] = 2**32 - 2
     assert client.page_get(frame) == 2**32 - 1
@@ -259,6 +262,8 @@ def test_references_do_not_overflow(vm: Machine, client: Client) -> None:
 
 
 def test_claim(vm: Machine, client: Client) -> None:
+    status, (_, kernel_ring, _) = vm.wire.call(3, (), b"a ring")
+    assert status == 0
     before, head = free_bytes(vm), client.buddy_alloc(10)
     client.buddy_free(head, 10)
     middle = head + 517 * PAGE
@@ -267,7 +272,7 @@ def test_claim(vm: Machine, client: Client) -> None:
     assert free_bytes(vm) == before - PAGE
     theirs = vm.client.buddy_alloc(0)
     own = client.buddy_alloc(1)
-    for busy in (theirs, own, own + PAGE, 0x200000, vm.client._rings[0].paddr):
+    for busy in (theirs, own, own + PAGE, 0x200000, kernel_ring):
         with refused(EBUSY, "page_claim"):
             client.page_claim(busy)
     for wrong in (middle + 1, 0xA0000, 0xFEE00000, 1 << 36, 2**64 - 1, 2**64 - PAGE):
@@ -318,9 +323,9 @@ def test_map_read_write_unmap(vm: Machine, client: Client) -> None:
     entries = client.page_walk(NOT_HERE - PAGE)
     assert len(entries) == 4
     assert int(entries[3]) & 0xFFFFFFFFF000 == frames[0]
-    for read in (lambda: client.mem_read(NOT_HERE - 96, 100), lambda: client.mem_read(NOT_HERE, 1)):
+    for vaddr, n in ((NOT_HERE - 96, 100), (NOT_HERE, 1)):
         with refused(EFAULT, "mem_read") as caught:
-            read()
+            client.mem_read(vaddr, n)
         assert caught[0].results[0] == NOT_HERE
     with refused(EFAULT, "mem_write") as caught:
         client.mem_write(NOT_HERE - 4, b"12345678")
@@ -374,21 +379,22 @@ def test_no_memory_for_page_tables(boot: Boot, carrier: str) -> None:
     vm = boot(memory="16M", cpus=1)
     client = vm.connect("mapper", carrier=carrier)
     before = free_bytes(vm)
-    frames = []
-    with refused(ENOMEM):
-        while True:
-            frames.append(client.page_alloc(0))
+    frames = [client.page_alloc(0) for _ in range(12)]
+    for order in range(10, -1, -1):
+        with refused(ENOMEM):
+            while True:
+                vm.client.buddy_alloc(order)
     mapped = 0
     with refused(ENOMEM, "page_map"):
         for mapped, frame in enumerate(frames):
             client.page_map(frame, 0x1000 + (mapped << 39))
     state = client.client_info(0)
     assert (state.mapped, state.tables) == (mapped, 1 + 3 * mapped)
-    held = vm.client.machine_info().free_bytes
+    held = free_bytes(vm)
     for _ in range(5):
         with refused(ENOMEM, "page_map"):
             client.page_map(frames[mapped], 0x1000 + (mapped << 39))
     assert client.client_info(0).tables == state.tables
-    assert vm.client.machine_info().free_bytes == held
+    assert free_bytes(vm) == held
     client.close()
-    assert free_bytes(vm) == before + RING_BYTES
+    assert free_bytes(vm) + vm.client.client_info(0).pages * PAGE == before + RING_BYTES

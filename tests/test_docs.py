@@ -13,13 +13,15 @@ fence says what a block is, and this is what is done with it:
     Compiled with the kernel's flags. When it starts with a comment that names files of the tree,
     it stands for them: `/* from PATH */` must be found in that file, and `/* add to PATH */` is
     added to it. A page that adds runs on a kernel that was built from a copy of the tree with all
-    additions in it, and its Python runs in that copy.
+    additions in it, and its Python runs in that copy. With `/* sources: ... */` on top it is a unit
+    for this host, and is run as tests/test_units.py does.
 `sh`
     Commands for the reader. make: the targets must exist; kos: the arguments must be valid; pytest:
     the tests must exist; qemu-system-x86_64: it is run until the console's prompt appears.
 `console`
-    A session with its output: a line `$ command` is run by a shell in the tree's root, a line
-    `kos> command` by the page's machine, and the lines below are what it prints; `...` as above.
+    A session with its output. If it starts with `$ `, each line `$ command` is run by a shell in
+    the tree's root; else each line `kos> command` is run by the page's machine. The lines below
+    are what it prints; `...` as above.
 
 Any other block is an error.
 """
@@ -36,7 +38,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +48,7 @@ import pexpect
 import pytest
 
 import kos
+import test_units
 from kos import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,17 +136,17 @@ def run_plain(block: Block, names: dict[str, Any]) -> str:
 
 def run_session(block: Block) -> None:
     """What a `console` block shows, command by command."""
-    for piece in re.split(r"^(?=\$ |kos> )", block.text, flags=re.MULTILINE):
+    prompt = "$ " if block.text.startswith("$ ") else "kos> "
+    for piece in re.split(rf"^(?={re.escape(prompt)})", block.text, flags=re.MULTILINE):
         if not piece.strip():
             continue
-        command, _, expected = piece.partition("\n")
-        if command.startswith("kos> "):
-            got = kos.default_machine().console.run(command.removeprefix("kos> "))
-        else:
-            assert command.startswith("$ "), f"{block.place}: no prompt before {command!r}"
-            got = run_shell(command.removeprefix("$ "))
-        expected, got = expected.rstrip() + "\n", plain(got)
-        assert same(expected, got), shown(block, expected, f"{command}\n{got}")
+        line, _, expected = piece.partition("\n")
+        assert line.startswith(prompt), f"{block.place}: no prompt before {line!r}"
+        command = line.removeprefix(prompt)
+        console = kos.default_machine().console
+        got = plain(run_shell(command) if prompt == "$ " else console.run(command))
+        expected = plain(expected)
+        assert same(expected, got), shown(block, expected, f"{line}\n{got}")
 
 
 def plain(text: str) -> str:
@@ -263,6 +266,13 @@ def check_c(block: Block, cc: list[str], folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def check_unit(block: Block, folder: Path) -> None:
+    unit = folder / f"test_line{block.line}.c"
+    unit.write_text(block.text)
+    faults = test_units.run_unit(unit, folder)
+    assert not faults, block.place + "\n" + "\n".join(faults)
+
+
 def check_command(line: str) -> None:
     """Check one line of an `sh` block; AssertionError says what is wrong with it."""
     words = shlex.split(line, comments=True)
@@ -276,15 +286,18 @@ def check_command(line: str) -> None:
         parse_kos(words[1:])
         return
     elif words[:3] == [".venv/bin/python", "-m", "pytest"]:
-        said = run_words([sys.executable, *words[1:], "--collect-only", "-q"])
-    elif words[0] in (".venv/bin/python", "scripts/stubs.py"):
-        missing = [w for w in words[1:2] if not (ROOT / w).exists()]
-        said = f"there is no {missing}" if missing else ""
+        said = missing(word for word in words[3:] if word.endswith(".py"))
+    elif words[0] == ".venv/bin/python":
+        said = missing(words[1:2])
     elif words[0] == "qemu-system-x86_64":
         said = run_qemu(line)
     else:
         said = "the documentation's test does not know this command"
     assert not said, f"{line}\n{said}"
+
+
+def missing(paths: Iterable[str]) -> str:
+    return ", ".join(f"there is no {path}" for path in paths if not (ROOT / path).exists())
 
 
 def run_words(argv: list[str]) -> str:
@@ -352,7 +365,11 @@ def test_c_of_page_compiles(page: Path, kernel_cc: list[str], tmp_path: Path) ->
         if what == "from":
             assert text in (ROOT / path).read_text(), f"{block.place} is not in {path}"
     for block in page_blocks(page):
-        if kind(block) == "c" and not EDIT.match(block.text):
+        if kind(block) != "c" or EDIT.match(block.text):
+            continue
+        if block.text.startswith("/* sources:"):
+            check_unit(block, tmp_path)
+        else:
             check_c(block, kernel_cc, tmp_path)
 
 
