@@ -321,7 +321,7 @@ def random_entry(rng: random.Random, ops: list[int], known: list[int]) -> bytes:
 
     def argument() -> int:
         edges = [0, 1, 2, 10, 11, PAGE, 2**32 - 1, 2**32, 2**63, 2**64 - 1, 0x200000, 0x7FFFFFFFF000]
-        return rng.choice([*edges, *known, rng.choice(known) + PAGE, rng.randrange(1 << 26) & -PAGE])
+        return rng.choice([*edges, *known, (rng.choice(known) + PAGE) % 2**64, rng.randrange(1 << 26) & -PAGE])
 
     length = rng.choice([0, 0, 8, 64, 4096, DATA_BYTES, rng.getrandbits(32)])
     cap = rng.choice([0, 8, 512, 4096, DATA_BYTES, rng.getrandbits(32)])

@@ -81,6 +81,12 @@ void paging_map(u64 vaddr, u64 paddr, u64 size, u64 flags)
     }
 }
 
+void paging_map_same(u64 vaddr, u64 paddr, u64 size, u64 flags)
+{
+    for (u64 end = vaddr + size; vaddr < end; vaddr += PAGE_SIZE)
+        *entry_for(vaddr, 1) = paddr | usable_flags(flags) | PTE_PRESENT;
+}
+
 void paging_map_table(u64 vaddr, u64 table_paddr)
 {
     *entry_for(vaddr, 2) = table_paddr | PTE_PRESENT;

@@ -29,6 +29,8 @@ u64 paging_kernel_root(void);
 
 /* Boot only: maps [paddr, paddr+size) at vaddr with the largest pages that fit. */
 void paging_map(u64 vaddr, u64 paddr, u64 size, u64 flags);
+/* Boot only: maps the one page at paddr again and again over size bytes. */
+void paging_map_same(u64 vaddr, u64 paddr, u64 size, u64 flags);
 /* Boot only: makes the 2 MiB at vaddr use a ready level-1 table. */
 void paging_map_table(u64 vaddr, u64 table_paddr);
 /* Boot only: the page of device registers at paddr, uncached. */

@@ -146,7 +146,7 @@ static enum lineedit_event editor_feed(u8 byte)
 {
     SPIN_GUARD(&console_lock);
     enum lineedit_event event = lineedit_feed(&editor, byte);
-    if (event == LINEEDIT_LINE)
+    if (event == LINEEDIT_LINE || event == LINEEDIT_EOF)
         editing = false;
     return event;
 }
@@ -156,9 +156,17 @@ bool console_poll(void)
     int byte = uart_read(&uart_console);
     if (byte < 0)
         return false;
-    if (editor_feed((u8)byte) == LINEEDIT_LINE) {
+    switch (editor_feed((u8)byte)) {
+    case LINEEDIT_LINE:
         run_line(lineedit_line(&editor));
         prompt_show();
+        break;
+    case LINEEDIT_EOF: /* there is nowhere to go: a fresh prompt */
+        prompt_show();
+        break;
+    case LINEEDIT_MORE:
+    case LINEEDIT_INTERRUPT:
+        break;
     }
     return true;
 }

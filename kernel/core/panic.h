@@ -18,5 +18,5 @@ bool panic_in_progress(void);
 #define KASSERT(condition, fmt, ...)                                                               \
     do {                                                                                           \
         if (unlikely(!(condition)))                                                                \
-            panic("assertion failed: " #condition ": " fmt, ##__VA_ARGS__);                        \
+            panic("assertion failed: %s: " fmt, #condition, ##__VA_ARGS__);                        \
     } while (0)

@@ -29,7 +29,7 @@ struct ktest_entry {
 #define KTEST_CHECK(condition, fmt, ...)                                                           \
     do {                                                                                           \
         if (!(condition))                                                                          \
-            ktest_fail(t, __FILE__, __LINE__, #condition ": " fmt, ##__VA_ARGS__);                 \
+            ktest_fail(t, __FILE__, __LINE__, "%s: " fmt, #condition, ##__VA_ARGS__);              \
     } while (0)
 
 void ktest_fail(struct ktest *t, const char *file, int line, const char *fmt, ...)

@@ -50,15 +50,23 @@ static bool chunk_is_full(u64 chunk)
     return !gap_has_granule(at, chunk + CHUNK);
 }
 
+/* One MiB after another, but those alike and next to each other at once. */
 static void chunk_map_granules(u64 chunk, u64 vaddr, u64 end)
 {
-    for (u64 g = chunk; g < MIN(chunk + CHUNK, end); g += GRANULE, vaddr += PAGE_SIZE) {
-        if (range_overlaps(&memmap.ram, g, g + GRANULE)) {
-            paging_map(vaddr, memmap_alloc(PAGE_SIZE, PAGE_SIZE), PAGE_SIZE, metadata_flags);
-            memmap.metadata_bytes += PAGE_SIZE;
+    end = MIN(chunk + CHUNK, end);
+    for (u64 from = chunk, to; from < end; from = to) {
+        bool ram = range_overlaps(&memmap.ram, from, from + GRANULE);
+        for (to = from + GRANULE; to < end; to += GRANULE)
+            if (range_overlaps(&memmap.ram, to, to + GRANULE) != ram)
+                break;
+        u64 bytes = (to - from) / GRANULE * PAGE_SIZE;
+        if (ram) {
+            paging_map(vaddr, memmap_alloc(bytes, PAGE_SIZE), bytes, metadata_flags);
+            memmap.metadata_bytes += bytes;
         } else {
-            paging_map(vaddr, image_to_phys(zero_page), PAGE_SIZE, PTE_NX | PTE_GLOBAL);
+            paging_map_same(vaddr, image_to_phys(zero_page), bytes, PTE_NX | PTE_GLOBAL);
         }
+        vaddr += bytes;
     }
 }
 

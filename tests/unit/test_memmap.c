@@ -5,6 +5,7 @@
  */
 #include <inttypes.h>
 #include <string.h>
+#include <sys/mman.h>
 #include "mm/memmap.h"
 #include "tap.h"
 
@@ -219,9 +220,50 @@ static void early_allocation(void)
     while (memmap_try_alloc(0x1000, 0x1000))
         ;
     CHECK(range_total(&memmap.free) == 0x9e000, "0x%" PRIx64, range_total(&memmap.free));
+    memmap_add(0x3000000, 0x4000000);
+    CHECK(memmap_low_page() == 0x1000, "0x%" PRIx64, memmap_low_page());
     memmap_reserve(0, 0x100000);
     CHECK(!memmap_low_page(), "0x%" PRIx64, memmap_low_page());
     CHECK(!memmap.free.dropped && !memmap.ram.dropped, "%u dropped", memmap.free.dropped);
+}
+
+/* DMA memory is scarce: it is used when there is no other, and then from its start. */
+static void memory_above_16_mib_first(void)
+{
+    memmap_reset();
+    memmap_add(0x100000, 0x1008000); /* eight pages above */
+    for (u64 i = 0; i < 8; i++) {
+        u64 page = memmap_try_alloc(0x1000, 0x1000);
+        CHECK(page == 0x1000000 + i * 0x1000, "page %" PRIu64 ": 0x%" PRIx64, i, page);
+    }
+    u64 low = memmap_try_alloc(0x2000, 0x1000);
+    CHECK(low == 0x100000, "0x%" PRIx64, low);
+}
+
+/* RAM that stands at its address in this process, too, with old contents. */
+static void clearing_after_a_reset(void)
+{
+    const u64 ram = 0x20000000, size = 0x10000;
+    u8 *bytes = mmap((void *)ram, size, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    CHECK(bytes == (u8 *)ram, "no memory at 0x%" PRIx64, ram);
+    if (bytes != (u8 *)ram)
+        return;
+    for (int boot = 0; boot < 3; boot++) {
+        memmap_reset();
+        memmap_add(ram, ram + size);
+        memmap_mark_boot();
+        CHECK(memmap.warm == (boot > 0), "boot %d: warm is %d", boot, memmap.warm);
+        CHECK(range_total(&memmap.free) == size - 0x1000, "0x%" PRIx64, range_total(&memmap.free));
+        u8 *page = (u8 *)memmap_alloc(0x2000, 0x1000);
+        u64 dirty = 0;
+        for (u64 i = 0; i < 0x2000; i++)
+            dirty += page[i] != 0;
+        CHECK(!dirty, "boot %d: %" PRIu64 " bytes are not clear", boot, dirty);
+        CHECK(!boot || page[0x2000] == 0xa5, "boot %d: more than the pages was cleared", boot);
+        memset(page, 0xa5, 0x3000);
+    }
+    munmap(bytes, size);
 }
 
 int main(void)
@@ -233,6 +275,8 @@ int main(void)
     RUN(pages_of_the_map);
     RUN(limits_of_the_map);
     RUN(early_allocation);
+    RUN(memory_above_16_mib_first);
+    RUN(clearing_after_a_reset);
     RUN(top_of_the_address_space);
     return tap_end();
 }

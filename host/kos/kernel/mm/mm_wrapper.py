@@ -10,7 +10,7 @@ from typing import Any
 from kos._default import boot_default, current_default, default_machine
 from kos.exceptions import CallError, MemoryError
 from kos.machine import Machine
-from kos.machine._argv import parse_size
+from kos.machine._argv import check_memory
 from kos.memory._errors import frame_error, no_memory, order_error, whole
 from kos.memory.constants import EBUSY, EINVAL, ENOMEM, MAX_ORDER
 from kos.rpc.calls import ZoneInfo
@@ -66,7 +66,7 @@ def buddy_init(total_memory: int) -> int:
     _thread.error = None
     total_memory = whole("total_memory", total_memory)
     try:
-        parse_size(total_memory)
+        check_memory(total_memory)
     except ValueError as error:
         return _fail(MemoryError(str(error), errno=EINVAL), EINVAL)
     running = current_default()
