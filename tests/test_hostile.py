@@ -4,11 +4,11 @@ import random
 import struct
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from helpers import PAGE, RING_BYTES, free_bytes, stretch
 
-from kos.exceptions import ProtocolError
+from helpers import PAGE, RING_BYTES, free_bytes, stretch
 from kos.machine import Machine
 from kos.memory.constants import EFAULT, EINVAL
 from kos.rpc import frames
@@ -40,7 +40,9 @@ def no_zeros(n: int) -> bytes:
     return bytes(random.Random(n).choices(range(1, 256), k=n))
 
 
-def entry(op: int, *args: int, client: int = 0, tag: int = 7, length: int = 0, cap: int = 0) -> bytes:
+def entry(
+    op: int, *args: int, client: int = 0, tag: int = 7, length: int = 0, cap: int = 0
+) -> bytes:
     padded = (*args, 0, 0, 0, 0, 0)[:5]
     return frames.ENTRY.pack(op, client, tag, *padded, 0, length, cap, 0)
 
@@ -57,7 +59,10 @@ GARBAGE: dict[str, tuple[bytes, int]] = {
     "one byte": (b"\xff\0", 1),
     "100 KB without a zero": (no_zeros(100_000) + b"\0", 1),
     "many zeros": (bytes(20_000), 0),
-    "truncated frames": (b"".join(GOOD[:n] + b"\0" for n in range(1, len(GOOD) - 1)), len(GOOD) - 2),
+    "truncated frames": (
+        b"".join(GOOD[:n] + b"\0" for n in range(1, len(GOOD) - 1)),
+        len(GOOD) - 2,
+    ),
     "a wrong CRC": (BAD_CRC * 10, 10),
     "each bit of a frame turned": (
         b"".join(
@@ -102,19 +107,19 @@ def test_garbage_on_the_wire(vm: Machine, kind: str) -> None:
     assert free_bytes(vm) == before - RING_BYTES
 
 
-@pytest.mark.parametrize("kind", ["a wrong CRC", "truncated frames", "unknown kinds"])
+@pytest.mark.parametrize("kind", ["a wrong CRC", "truncated frames"])
 def test_the_next_call_over_the_wire_is_answered(vm: Machine, kind: str) -> None:
     """Also at once: errors of what came before are not taken for its own."""
-    for value in range(20):
+    for value in range(5):
         send(vm, GARBAGE[kind][0])
         assert vm.wire.call(1, (value,), timeout=60)[:2] == (0, (value, 0, b""))
 
 
-def test_a_frame_that_garbage_ran_into(vm: Machine) -> None:
-    send(vm, b"garbage without an end")
-    with pytest.raises(ProtocolError, match="ping"):
-        vm.wire.call(1, (5,))
-    assert vm.wire.call(1, (6,))[:2] == (0, (6, 0, b""))
+def test_a_frame_that_follows_garbage_without_an_end(vm: Machine) -> None:
+    for value in range(5):
+        send(vm, b"garbage without an end")
+        assert vm.wire.call(1, (value,))[:2] == (0, (value, 0, b""))
+    assert vm.client.machine_info().wire_errors == 5
 
 
 def test_a_doorbell_that_ends_garbage_still_rings(vm: Machine) -> None:
@@ -168,13 +173,14 @@ class RawRing:
         assert status == 0
         at = vm.ram_offset(self.paddr)
         self.memory = vm.ram[at : at + RING_BYTES]
+        self.words: Any = self.memory.cast("I")  # stores whole words, which struct does not
         self.tail = 0
 
     def word(self, index: int) -> int:
-        return int(struct.unpack_from("<I", self.memory, 4 * index)[0])
+        return int(self.words[index])
 
     def set_word(self, index: int, value: int) -> None:
-        struct.pack_into("<I", self.memory, 4 * index, value & 0xFFFFFFFF)
+        self.words[index] = value & 0xFFFFFFFF
 
     def put(self, raw: bytes) -> None:
         at = SQ + self.tail % 64 * 64
@@ -201,7 +207,9 @@ class RawRing:
         assert self.vm.wire.call(CLIENT_CLOSE, (self.client,))[0] == 0
 
 
-def raw_entry(op: int, arg: int = 0, off: int = 0, length: int = 0, cap: int = 0, tag: int = 0) -> bytes:
+def raw_entry(
+    op: int, arg: int = 0, off: int = 0, length: int = 0, cap: int = 0, tag: int = 0
+) -> bytes:
     return frames.ENTRY.pack(op, 0xFFFF, tag, arg, 0, 0, 0, 0, off, length, cap, 0xFFFFFFFF)
 
 
@@ -320,8 +328,23 @@ def random_entry(rng: random.Random, ops: list[int], known: list[int]) -> bytes:
         return bytes(raw)
 
     def argument() -> int:
-        edges = [0, 1, 2, 10, 11, PAGE, 2**32 - 1, 2**32, 2**63, 2**64 - 1, 0x200000, 0x7FFFFFFFF000]
-        return rng.choice([*edges, *known, (rng.choice(known) + PAGE) % 2**64, rng.randrange(1 << 26) & -PAGE])
+        edges = [
+            0,
+            1,
+            2,
+            10,
+            11,
+            PAGE,
+            2**32 - 1,
+            2**32,
+            2**63,
+            2**64 - 1,
+            0x200000,
+            0x7FFFFFFFF000,
+        ]
+        return rng.choice(
+            [*edges, *known, (rng.choice(known) + PAGE) % 2**64, rng.randrange(1 << 26) & -PAGE]
+        )
 
     length = rng.choice([0, 0, 8, 64, 4096, DATA_BYTES, rng.getrandbits(32)])
     cap = rng.choice([0, 8, 512, 4096, DATA_BYTES, rng.getrandbits(32)])

@@ -4,9 +4,9 @@ import threading
 from typing import Any
 
 import pytest
+
 from conftest import Boot
 from helpers import PAGE, Threads, free_bytes, refused
-
 from kos.machine import Machine
 from kos.memory.constants import EINVAL
 

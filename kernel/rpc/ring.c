@@ -79,7 +79,12 @@ static void slot_close(u32 slot)
     struct ring *r = &rings[slot];
     u64 pfn = pfn_of(direct_to_phys(r->header));
     __atomic_and_fetch(&live[ring_cpu(slot)], ~(1ull << slot), __ATOMIC_SEQ_CST);
-    spin_lock(&r->lock); /* its CPU may be serving it: afterwards it finds the client gone */
+    /*
+     * Its CPU may be serving it, and what it serves may wait for work that this CPU must do.
+     * Afterwards it finds the client gone.
+     */
+    while (!spin_try(&r->lock))
+        smp_poll_work(this_cpu());
     struct client *c = r->client;
     r->client = NULL;
     spin_unlock(&r->lock);

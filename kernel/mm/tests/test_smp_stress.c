@@ -168,7 +168,7 @@ static void map_cpu(void *arg)
 
 MM_TEST(smp, mappings)
 {
-    u64 rounds = 24 / cpu_count; /* each waits for all CPUs several times */
+    u64 rounds = 16 / cpu_count; /* each waits for all CPUs several times */
     shared = (struct owner){.id = MMTEST_OWNER};
     smp_run_all(map_cpu, &rounds);
     for_each_cpu(cpu)
