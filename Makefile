@@ -66,7 +66,7 @@ test: build ## run the whole test suite
 
 .PHONY: unit
 unit: setup ## run the tests that need no machine: kernel C compiled for this host
-	$(Q)$(PYTEST) -n auto tests/unit
+	$(Q)$(PYTEST) -n auto tests/test_units.py
 
 .PHONY: lint
 lint: setup ## check format, style and types

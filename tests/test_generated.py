@@ -49,7 +49,7 @@ def test_page_is_up_to_date(generated: Path) -> None:
     assert PAGE.read_text() == (generated / "calls.md").read_text(), "make build, then commit"
 
 
-def test_stubs_are_formatted_and_typed(generated: Path) -> None:
+def test_stubs_are_formatted(generated: Path) -> None:
     python = [sys.executable, "-m"]
     config = ["--config", str(ROOT / "pyproject.toml")]
     run(*python, "ruff", "format", "--check", *config, generated / "calls.py")
@@ -81,7 +81,7 @@ def test_description_belongs_to_the_kernel() -> None:
 
 
 BOOT = """
-import kos, kos.image, sys
+import kos, kos.image
 print(kos.__file__)
 print(kos.image.find()[0])
 with kos.boot(memory="64M") as vm:

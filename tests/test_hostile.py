@@ -44,7 +44,7 @@ def entry(
     op: int, *args: int, client: int = 0, tag: int = 7, length: int = 0, cap: int = 0
 ) -> bytes:
     padded = (*args, 0, 0, 0, 0, 0)[:5]
-    return frames.ENTRY.pack(op, client, tag, *padded, 0, length, cap, 0)
+    return frames.ENTRY.pack(op, client, 7, *padded, 0, length, cap, 0)
 
 
 def call_body(body: bytes) -> bytes:
@@ -52,6 +52,7 @@ def call_body(body: bytes) -> bytes:
 
 
 GOOD = frames.call_frame(entry(1, 5))
+LAST = len(GOOD) - 1
 BAD_CRC = frames.cobs_encode(b"C" + bytes([64]) + entry(1, 5) + b"nope") + b"\0"
 
 # What is sent, and how many errors the kernel counts for it.
@@ -320,7 +321,7 @@ def canary(vm: Machine, client: Client) -> Callable[[], None]:
 
 
 def random_entry(rng: random.Random, ops: list[int], known: list[int]) -> bytes:
-    """Now and then all random; mostly a call that exists, with arguments that may mean something."""
+    """Now and then all random; mostly a call that exists, with plausible arguments."""
     if rng.random() < 0.1:
         raw = bytearray(rng.randbytes(64))
         if raw[0] == CRASH:

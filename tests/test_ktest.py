@@ -111,7 +111,8 @@ def ktap_faults(text: str, expected: list[str]) -> list[str]:
     faults = [] if lines[:1] == ["KTAP version 1"] else ["no KTAP header"]
     if lines[1:2] != [f"1..{len(expected)}"]:
         faults.append(f"plan {lines[1:2]} for {len(expected)} tests")
-    results, comments = [], []
+    results: list[tuple[str, int, str]] = []
+    comments: list[str] = []
     for line in lines[2:]:
         found = re.fullmatch(r"(ok|not ok) (\d+) (\S+)", line)
         if found:

@@ -82,6 +82,7 @@ static int path_make(struct aspace *as, u64 vaddr, u64 path[PT_LEVELS + 1])
                 if (level < PT_LEVELS && !page_at(pfn_of(path[level]))->refs) {
                     u64 parent = path[level];
                     entry_clear(as, vaddr, path, level + 1);
+                    tlb_flush_page(as, vaddr);
                     table_free(as, parent);
                 }
                 return -ENOMEM;

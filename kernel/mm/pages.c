@@ -13,7 +13,8 @@ static u64 take_preferred(unsigned order, bool reserve)
 /* When the preferred zone has nothing as it is. */
 static __attribute__((noinline)) u64 alloc_hard(unsigned order, bool reserve)
 {
-    u64 pfn = pcp_drain() ? take_preferred(order, reserve) : 0;
+    pcp_drain(); /* even if it finds nothing: another CPU may just have done it */
+    u64 pfn = take_preferred(order, reserve);
     if (!pfn && pcp_zone_start)
         pfn = zone_take_one(&zones[ZONE_DMA], order, reserve);
     return pfn;
@@ -39,7 +40,12 @@ int pages_claim(u64 pfn, enum page_kind kind, u16 owner)
     u64 at = paddr_of(pfn);
     if (pfn >= page_end_pfn || !range_contains(&memmap.ram, at, at + paddr_of(1)))
         return -EINVAL;
-    if (!zone_claim(pfn) && !(pcp_drain() && zone_claim(pfn)))
+    bool claimed = zone_claim(pfn);
+    if (!claimed) { /* it may be in a magazine */
+        pcp_drain();
+        claimed = zone_claim(pfn);
+    }
+    if (!claimed)
         return -EBUSY;
     page_at(pfn)->head = page_head(kind, 0, owner);
     return 0;

@@ -38,7 +38,7 @@ u64 pcp_refill(struct pcp *pcp, unsigned order, bool reserve)
     u32 got = zone_take(pcp_zone, order, MAX(m->batch, 1), false, slots);
     if (!got) /* what is below the watermark never stays in a magazine, where anyone could take it */
         return reserve ? zone_take_one(pcp_zone, order, true) : 0;
-    /* Lowest address on top: what is handed out next is what the buddy would have given. */
+    /* What the buddy gave first on top: the order is that of an allocator without magazines. */
     for (u32 i = 0; i < got / 2; i++) {
         u32 t = slots[i];
         slots[i] = slots[got - 1 - i];

@@ -111,8 +111,10 @@ void call_serve(struct client *client, const struct rpc_entry *e, void *data, bo
         cpu->current_call = NULL;
     }
     cpu->calls++;
-    client->calls++;
-    client->refused += status < 0;
+    /* Its rings may be on several CPUs. */
+    __atomic_fetch_add(&client->calls, 1, __ATOMIC_RELAXED);
+    if (status < 0)
+        __atomic_fetch_add(&client->refused, 1, __ATOMIC_RELAXED);
     *c = (struct rpc_completion){.tag = e->tag,
                                  .status = (s32)status,
                                  .result = {call.result[0], call.result[1]},
