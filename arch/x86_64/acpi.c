@@ -97,9 +97,10 @@ static void entry_read(const struct madt_entry *e, struct acpi_machine *m)
     if (e->type == MADT_LAPIC && e->length >= 8 && e->lapic.flags & LAPIC_ENABLED) {
         if (m->cpus < MAX_CPUS)
             m->apic_ids[m->cpus++] = e->lapic.apic_id;
+        else
+            m->unused_cpus++;
     } else if (e->type == MADT_IOAPIC && e->length >= 12 && !e->ioapic.first_gsi) {
         m->ioapic = e->ioapic.address;
-        m->ioapic_first_gsi = e->ioapic.first_gsi;
     } else if (e->type == MADT_OVERRIDE && e->length >= 10 && e->override.irq < 16) {
         m->isa_gsi[e->override.irq] = e->override.gsi;
     }

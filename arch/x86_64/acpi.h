@@ -5,9 +5,9 @@
 
 struct acpi_machine {
     u32 cpus;
+    u32 unused_cpus; /* more than MAX_CPUS */
     u32 apic_ids[MAX_CPUS];
     u64 lapic, ioapic;
-    u32 ioapic_first_gsi;
     u32 isa_gsi[16]; /* where each ISA interrupt arrives */
 };
 

@@ -38,6 +38,7 @@ pvh_entry:
     mov %eax, %ds
     mov %eax, %es
     mov %eax, %ss
+    lgdt boot_gdtr_high(%rip) /* the low address goes with the boot tables */
     lea boot_stack_top(%rip), %rsp
     mov %ebp, %edi
     xor %ebp, %ebp
@@ -85,6 +86,7 @@ ap_trampoline:
     or $0x100, %eax
     wrmsr
     mov %cr0, %eax
+    and $~0x60000000, %eax /* INIT left the caches off */
     or $0x80000001, %eax
     mov %eax, %cr0
     ljmpl $SEG_KERNEL_CODE, $PHYS(ap_long_mode)
@@ -103,21 +105,16 @@ ap_long_mode:
     mov %eax, %ds
     mov %eax, %es
     mov %eax, %ss
-    mov ap_boot_cr3(%rip), %rax
-    mov ap_boot_stack(%rip), %rcx
-    mov ap_boot_cpu(%rip), %rdi
-    mov ap_boot_efer_nx(%rip), %rbx
-    test %ebx, %ebx
-    jz 2f
-    mov %rax, %rsi
-    mov $EFER, %ecx
+    cmpq $0, ap_boot_efer_nx(%rip)
+    je 2f
+    mov $EFER, %ecx /* before tables that have NX bits */
     rdmsr
     or $0x800, %eax
     wrmsr
-    mov %rsi, %rax
-    mov ap_boot_stack(%rip), %rcx
-2:  mov %rax, %cr3
-    mov %rcx, %rsp
+2:  mov ap_boot_cr3(%rip), %rax
+    mov %rax, %cr3
+    mov ap_boot_stack(%rip), %rsp
+    mov ap_boot_cpu(%rip), %rdi
     xor %ebp, %ebp
     call smp_ap_main
     ud2
@@ -160,6 +157,9 @@ boot_gdt_end:
 boot_gdtr:
     .word boot_gdt_end - boot_gdt - 1
     .long PHYS(boot_gdt)
+boot_gdtr_high:
+    .word boot_gdt_end - boot_gdt - 1
+    .quad boot_gdt
 
 /* A boot stack for the 32-bit call above and the first C code; kernel_main moves to a guarded one. */
     .section .bss

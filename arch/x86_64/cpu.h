@@ -8,7 +8,6 @@
 #define MSR_GS_BASE   0xc0000101
 #define EFER_NXE      (1u << 11)
 #define CR0_WP        (1u << 16)
-#define CR4_PSE       (1u << 4)
 #define CR4_PGE       (1u << 7)
 #define CR4_UMIP      (1u << 11)
 #define CR4_SMEP      (1u << 20)

@@ -10,14 +10,12 @@ static void tss_describe(u64 *gdt, const struct tss *tss)
     gdt[1] = base >> 32;
 }
 
-void desc_load(struct desc_tables *t, const u64 ist_top[IST_COUNT])
+void desc_load(struct desc_tables *t)
 {
     t->gdt[0] = 0;
     t->gdt[SEG_KERNEL_CODE / 8] = 0x00af9b000000ffff;
     t->gdt[SEG_KERNEL_DATA / 8] = 0x00cf93000000ffff;
     tss_describe(&t->gdt[SEG_TSS / 8], &t->tss);
-    for (int i = 0; i < IST_COUNT; i++)
-        t->tss.ist[i] = ist_top[i];
     t->tss.iomap_base = sizeof(t->tss);
     struct {
         u16 limit;

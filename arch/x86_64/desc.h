@@ -21,5 +21,5 @@ struct desc_tables {
     struct tss tss;
 };
 
-/* Fills the calling CPU's tables and loads them; ist_top[i] is the top of exception stack i+1. */
-void desc_load(struct desc_tables *t, const u64 ist_top[IST_COUNT]);
+/* Fills the calling CPU's tables and loads them; tss.ist has the tops of its exception stacks. */
+void desc_load(struct desc_tables *t);

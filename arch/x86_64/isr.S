@@ -38,7 +38,9 @@ trap_common:
     push %r15
     mov %rsp, %rsi
     cld
+    sub $8, %rsp /* 21 words are on the stack: a call wants it aligned to 16 */
     call trap_handle
+    add $8, %rsp
     .globl trap_return
 trap_return:
     pop %r15

@@ -21,7 +21,6 @@
 #define ICR_OTHERS  (3u << 18)
 
 static volatile u32 *lapic, *ioapic;
-static u32 ioapic_first_gsi;
 
 static void lapic_write(u32 reg, u32 value)
 {
@@ -90,15 +89,14 @@ static void ioapic_write(u32 reg, u32 value)
     ioapic[4] = value;
 }
 
-void ioapic_map(u64 paddr, u32 first_gsi)
+void ioapic_map(u64 paddr)
 {
     ioapic = paging_map_device(paddr);
-    ioapic_first_gsi = first_gsi;
 }
 
 void ioapic_route(u32 gsi, u8 vector, u32 apic_id)
 {
-    u32 reg = 0x10 + 2 * (gsi - ioapic_first_gsi);
+    u32 reg = 0x10 + 2 * gsi;
     ioapic_write(reg + 1, apic_id << 24);
     ioapic_write(reg, vector);
 }

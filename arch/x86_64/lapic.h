@@ -15,7 +15,8 @@ void lapic_send_startup(u32 apic_id, u8 page);
 /* One interrupt on VECTOR_TIMER after so many bus ticks (about 1 ns each in QEMU); 0 stops it. */
 void lapic_timer_once(u32 ticks);
 
-void ioapic_map(u64 paddr, u32 first_gsi);
+/* Maps the one whose inputs start at 0. */
+void ioapic_map(u64 paddr);
 /* Edge-triggered interrupt gsi goes to the CPU with that APIC id as vector. */
 void ioapic_route(u32 gsi, u8 vector, u32 apic_id);
 /* Masks the legacy interrupt controllers. */

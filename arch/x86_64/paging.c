@@ -10,7 +10,7 @@
 
 #define GUARD_MARKS 64
 
-extern u8 kernel_start[], text_end[], rodata_start[], rodata_end[], data_start[], kernel_end[];
+extern u8 kernel_start[], rodata_start[], data_start[], kernel_end[];
 
 static u64 kernel_root;
 static u64 next_device = DEVICE_AREA;

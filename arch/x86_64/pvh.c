@@ -28,6 +28,8 @@ void pvh_read(u64 start_info_paddr, struct boot_info *info)
               start_info_paddr, si->magic, si->version);
     info->rsdp = si->rsdp;
     if (si->cmdline)
+        info->cmdline_cut = strlen(phys_to_virt(si->cmdline)) >= sizeof(info->cmdline);
+    if (si->cmdline)
         string_copy(info->cmdline, phys_to_virt(si->cmdline), sizeof(info->cmdline));
     const struct memmap_entry *e = phys_to_virt(si->memmap);
     for (u32 i = 0; i < si->memmap_entries; i++)

@@ -5,6 +5,7 @@
 struct boot_info {
     u64 rsdp;
     char cmdline[512];
+    bool cmdline_cut; /* it was longer */
 };
 
 /* Copies what is needed (the originals lie in RAM that will be given out) and fills memmap. */

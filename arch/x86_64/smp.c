@@ -25,10 +25,7 @@ extern u64 ap_boot_cr3, ap_boot_stack, ap_boot_cpu, ap_boot_efer_nx;
 
 static void cpu_load(struct cpu *cpu)
 {
-    u64 ist[IST_COUNT];
-    for (int i = 0; i < IST_COUNT; i++)
-        ist[i] = cpu->desc.tss.ist[i];
-    desc_load(&cpu->desc, ist);
+    desc_load(&cpu->desc);
     wrmsr(MSR_GS_BASE, (u64)cpu);
     trap_load();
 }
@@ -98,8 +95,12 @@ void smp_start_others(const struct acpi_machine *m, u32 max)
 {
     u64 trampoline = memmap_low_page();
     cpus[0].apic_id = lapic_id();
-    if (!trampoline || m->cpus < 2 || max < 2)
+    if (m->cpus < 2 || max < 2)
         return;
+    if (!trampoline) {
+        printk("smp: no free page below 1 MiB to start the other CPUs from\n");
+        return;
+    }
     memcpy(phys_to_virt(trampoline), ap_trampoline, (size_t)(ap_trampoline_end - ap_trampoline));
     ap_boot_cr3 = paging_kernel_root();
     ap_boot_efer_nx = cpu_features.nx;

@@ -23,9 +23,13 @@ void tlb_activate(struct aspace *as)
     struct cpu *cpu = this_cpu();
     if (cpu->aspace == as)
         return;
+    /* The old tables leave CR3 before this CPU says so: once it has, they may be freed. */
+    if (cpu->aspace)
+        write_cr3(paging_kernel_root());
     /* Visible before the tables are used: a flush that misses this CPU found nothing cached. */
     __atomic_store_n(&cpu->aspace, as, __ATOMIC_SEQ_CST);
-    write_cr3(as ? as->root : paging_kernel_root());
+    if (as)
+        write_cr3(as->root);
 }
 
 static void serve(struct cpu *cpu)

@@ -135,6 +135,7 @@ static void exception(u64 vector, struct pt_regs *regs)
 
 void trap_handle(u64 vector, struct pt_regs *regs)
 {
+    user_access_end(); /* iretq restores what was */
     if (vector < VECTOR_COM1) {
         exception(vector, regs);
         return;

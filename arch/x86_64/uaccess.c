@@ -9,6 +9,12 @@
 extern const u8 user_copy_insn[], user_copy_resume[];
 static u64 fault_address[MAX_CPUS];
 
+void user_access_end(void)
+{
+    if (cpu_features.smap)
+        __asm__ volatile("clac" ::: "memory");
+}
+
 static __attribute__((noinline)) size_t user_copy(void *dst, const void *src, size_t n)
 {
     if (cpu_features.smap)
@@ -19,8 +25,7 @@ static __attribute__((noinline)) size_t user_copy(void *dst, const void *src, si
                      : "+D"(dst), "+S"(src), "+c"(n)
                      :
                      : "memory");
-    if (cpu_features.smap)
-        __asm__ volatile("clac" ::: "memory");
+    user_access_end();
     return n;
 }
 

@@ -30,7 +30,7 @@ static void interrupts_init(void)
 {
     pic_disable();
     lapic_map(machine.lapic);
-    ioapic_map(machine.ioapic, machine.ioapic_first_gsi);
+    ioapic_map(machine.ioapic);
     lapic_enable();
     cpus[0].apic_id = lapic_id();
     ioapic_route(machine.isa_gsi[4], VECTOR_COM1, cpus[0].apic_id);
@@ -86,8 +86,14 @@ void kernel_main(u64 start_info)
     pvh_read(start_info, &info);
     memmap_reserve((u64)kernel_start - KERNEL_BASE, (u64)kernel_end - KERNEL_BASE);
     cmdline_parse(info.cmdline);
+    if (info.cmdline_cut)
+        printk("command line: only the first %lu characters are used\n", sizeof(info.cmdline) - 1);
     if (!acpi_read(info.rsdp, &machine))
         printk("acpi: no table of CPUs found; running on one\n");
+    if (machine.unused_cpus)
+        printk("acpi: %u CPUs more than %u are not used\n", machine.unused_cpus, MAX_CPUS);
+    if (memmap.ram.dropped)
+        printk("memory map: %u ranges do not fit the table and are not used\n", memmap.ram.dropped);
     cpu_features_detect();
     cpu_features_enable();
     paging_init();

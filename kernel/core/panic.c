@@ -33,6 +33,7 @@ static struct {
     char text[TEXT_BYTES];
 } record;
 static size_t text_len;
+static bool retold;
 static u32 panicking; /* id + 1 of the CPU that panicked first */
 
 bool panic_in_progress(void)
@@ -56,8 +57,8 @@ static bool frame_is_readable(u64 frame)
     struct pt_step steps[PT_LEVELS];
     if (frame % 8 || frame < DIRECT_MAP || !paging_kernel_root())
         return frame >= KERNEL_BASE && !(frame % 8);
-    for (u64 at = frame; at <= frame + 8; at += 8) {
-        unsigned n = paging_walk(paging_kernel_root(), at, steps);
+    for (unsigned word = 0; word < 2; word++) {
+        unsigned n = paging_walk(paging_kernel_root(), frame + 8 * word, steps);
         if (!(steps[n - 1].entry & PTE_PRESENT))
             return false;
     }
@@ -130,6 +131,10 @@ _Noreturn void panic_with_regs(const struct pt_regs *regs, const char *reason)
         if (nobody == this_cpu()->id + 1) {
             uart_write_text(&uart_console, "\npanic inside the panic: ", 25);
             uart_write_text(&uart_console, reason, strlen(reason));
+            if (!retold) { /* the first reason is in the record already */
+                retold = true;
+                frame_send_panic(&record, sizeof(record.report) + text_len);
+            }
         }
         cpu_stop();
     }

@@ -48,8 +48,12 @@ static u64 (*const time_pages[NR_ORDERS])(u32) = {
 static u64 time_zone(unsigned order, u32 rounds)
 {
     u64 start = rdtsc();
-    for (u32 i = 0; i < rounds; i++)
-        zone_give_one(pcp_zone, zone_take_one(pcp_zone, order, false), order);
+    for (u32 i = 0; i < rounds; i++) {
+        u64 pfn = zone_take_one(pcp_zone, order, false);
+        if (unlikely(!pfn)) /* others took the last one */
+            return 0;
+        zone_give_one(pcp_zone, pfn, order);
+    }
     return rdtsc() - start;
 }
 
@@ -74,11 +78,12 @@ static u64 time_pairs(u32 what, u32 order, u32 rounds)
     }
 }
 
-static void hold(struct held *h, unsigned order)
+static bool hold(struct held *h, unsigned order)
 {
     u64 pfn = zone_take_one(pcp_zone, order, false);
     if (pfn)
         h->pfn[h->count++] = pfn;
+    return pfn;
 }
 
 /*
@@ -88,8 +93,9 @@ static void hold(struct held *h, unsigned order)
 static void prepare(struct held *h, u32 what, unsigned order)
 {
     if (what == KBENCH_LAST) {
-        while (h->count < HELD_MAX && pcp_zone->buddy.map[order].blocks != 1)
-            hold(h, order);
+        while (h->count < HELD_MAX && READ_ONCE(pcp_zone->buddy.map[order].blocks) != 1 &&
+               hold(h, order))
+            ;
         return;
     }
     for (unsigned i = 0; i < 4; i++)
@@ -114,8 +120,9 @@ int kbench_run(u32 what, u32 order, u32 rounds, u64 *ticks)
         pages_free(probe, order, PAGE_KERNEL, 0);
     if (probe)
         *ticks = time_pairs(what, order, rounds);
+    bool done = *ticks;
     for (unsigned i = 0; i < h.count; i++)
         if (h.pfn[i])
             zone_give_one(pcp_zone, h.pfn[i], order);
-    return probe ? 0 : -ENOMEM;
+    return done ? 0 : -ENOMEM;
 }

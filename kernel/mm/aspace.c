@@ -35,11 +35,13 @@ static bool root_ensure(struct aspace *as)
 {
     if (as->root)
         return true;
-    as->root = table_new(as);
-    if (!as->root)
+    u64 root = table_new(as);
+    if (!root)
         return false;
-    memcpy(table_at(as->root) + PT_ENTRIES / 2, table_at(paging_kernel_root()) + PT_ENTRIES / 2,
+    memcpy(table_at(root) + PT_ENTRIES / 2, table_at(paging_kernel_root()) + PT_ENTRIES / 2,
            PAGE_SIZE / 2);
+    /* Other CPUs look without the lock, and put it into CR3. */
+    __atomic_store_n(&as->root, root, __ATOMIC_RELEASE);
     return true;
 }
 
@@ -56,15 +58,18 @@ static bool path_find(const struct aspace *as, u64 vaddr, u64 path[PT_LEVELS + 1
     return true;
 }
 
-/* Clears an entry, and with it the tables that thereby become empty (the root stays). */
-static void entry_clear(struct aspace *as, u64 vaddr, const u64 path[PT_LEVELS + 1], unsigned level)
+/*
+ * Frees the table of a level if it is empty, and those above that thereby become empty (the root
+ * stays). Each is taken out of the one above, then out of the walkers' caches, and only then freed.
+ */
+static void tables_drop(struct aspace *as, u64 vaddr, const u64 path[PT_LEVELS + 1], unsigned level)
 {
-    for (; level <= PT_LEVELS; level++) {
+    while (level < PT_LEVELS && !page_at(pfn_of(path[level]))->refs) {
+        u64 empty = path[level++];
         WRITE_ONCE(table_at(path[level])[pt_index(vaddr, level)], 0);
-        if (--page_at(pfn_of(path[level]))->refs || level == PT_LEVELS)
-            return;
-        tlb_flush_page(as, vaddr); /* the walkers' cached tables too, before the table is reused */
-        table_free(as, path[level]);
+        page_at(pfn_of(path[level]))->refs--;
+        tlb_flush_page(as, vaddr);
+        table_free(as, empty);
     }
 }
 
@@ -79,12 +84,7 @@ static int path_make(struct aspace *as, u64 vaddr, u64 path[PT_LEVELS + 1])
         if (!(*e & PTE_PRESENT)) {
             u64 table = table_new(as);
             if (!table) {
-                if (level < PT_LEVELS && !page_at(pfn_of(path[level]))->refs) {
-                    u64 parent = path[level];
-                    entry_clear(as, vaddr, path, level + 1);
-                    tlb_flush_page(as, vaddr);
-                    table_free(as, parent);
-                }
+                tables_drop(as, vaddr, path, level);
                 return -ENOMEM;
             }
             WRITE_ONCE(*e, table | PTE_PRESENT | PTE_WRITE | PTE_USER);
@@ -124,7 +124,8 @@ void aspace_unmap(struct aspace *as, u64 vaddr, bool *dirty)
     KASSERT(old & PTE_PRESENT, "0x%lx is not mapped", vaddr);
     tlb_flush_page(as, vaddr);
     *dirty = old & PTE_DIRTY;
-    entry_clear(as, vaddr, path, 1);
+    page_at(pfn_of(path[1]))->refs--;
+    tables_drop(as, vaddr, path, 1);
     as->mapped--;
 }
 

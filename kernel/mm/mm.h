@@ -14,8 +14,8 @@
  * A frame is a 4 KiB page of physical memory; its number (pfn) is its address divided by 4096. A
  * block is 2^order frames, aligned to its size. Frame 0 is never given out: 0 means "none".
  *
- * Lock order, outer first: owner.lock, aspace.lock, pool.lock, magazine.lock, zone.lock. tlb_lock is
- * taken with owner.lock held.
+ * Lock order, outer first: ring.lock (rpc), owner.lock, aspace.lock, tlb_lock or pool.lock,
+ * magazine.lock, zone.lock.
  */
 #pragma once
 #include "lib/types.h"

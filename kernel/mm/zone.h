@@ -19,7 +19,7 @@ struct zone {
     struct spinlock lock;
     struct buddy buddy;
     u64 taken[NR_ORDERS], given[NR_ORDERS]; /* blocks that went out of and came back to the buddy */
-    u64 failures;                           /* allocations that this zone could not serve */
+    u64 failures; /* times that it had no block to give, retries included */
 };
 
 extern struct zone zones[NR_ZONES];

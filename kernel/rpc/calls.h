@@ -41,6 +41,8 @@ extern const struct call_desc calls_begin[], calls_end[];
 const struct call_desc *call_by_number(u32 number);
 const struct call_desc *call_by_name(const char *name);
 u32 call_arg_count(const struct call_desc *d);
+/* For handlers: answers with these bytes; what does not fit is -EMSGSIZE, not a part. */
+long call_answer(struct call *c, const void *bytes, size_t n);
 /* "u32" and so on, as calls.def has it. */
 const char *call_type_name(enum call_type type);
 

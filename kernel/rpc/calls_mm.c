@@ -102,21 +102,11 @@ long call_page_put(struct call *c, const struct page_put_args *a)
     return err;
 }
 
-/* Copies a struct out; what does not fit is an error, not a part. */
-static long answer_struct(struct call *c, const void *s, u32 n)
-{
-    if (c->data_cap < n)
-        return -EMSGSIZE;
-    memcpy(c->data, s, n);
-    c->out_len = n;
-    return 0;
-}
-
 long call_page_info(struct call *c, const struct page_info_args *a)
 {
     struct page_info info;
     int err = owned_info(&c->client->owner, pfn_of(a->addr), &info);
-    return err ? err : answer_struct(c, &info, sizeof(info));
+    return err ? err : call_answer(c, &info, sizeof(info));
 }
 
 long call_page_flags(struct call *c, const struct page_flags_args *a)
@@ -137,7 +127,7 @@ long call_page_unmap(struct call *c, const struct page_unmap_args *a)
 /* Makes the caller's tables current; an owner that has none yet has nothing mapped. */
 static bool enter(struct call *c)
 {
-    if (!c->client->owner.aspace.root)
+    if (!__atomic_load_n(&c->client->owner.aspace.root, __ATOMIC_ACQUIRE))
         return false;
     tlb_activate(&c->client->owner.aspace);
     return true;
@@ -209,5 +199,5 @@ long call_zone_info(struct call *c, const struct zone_info_args *a)
     info.failures = z->failures;
     for (unsigned o = 0; o < NR_ORDERS; o++)
         zone_counts(z, o, &info);
-    return answer_struct(c, &info, sizeof(info));
+    return call_answer(c, &info, sizeof(info));
 }

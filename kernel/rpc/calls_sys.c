@@ -87,15 +87,6 @@ long call_ring_close(struct call *c, const struct ring_close_args *a)
     return ring_close(a->ring);
 }
 
-static long answer(struct call *c, const void *bytes, size_t n)
-{
-    if (c->data_cap < n)
-        return -EMSGSIZE;
-    memcpy(c->data, bytes, n);
-    c->out_len = (u32)n;
-    return 0;
-}
-
 long call_machine_info(struct call *c, const struct machine_info_args *a)
 {
     struct machine_info info = {
@@ -115,7 +106,7 @@ long call_machine_info(struct call *c, const struct machine_info_args *a)
     (void)a;
     for (int i = 0; i < NR_ZONES; i++)
         info.managed_bytes += paddr_of(zones[i].managed);
-    return answer(c, &info, sizeof(info));
+    return call_answer(c, &info, sizeof(info));
 }
 
 long call_cpu_info(struct call *c, const struct cpu_info_args *a)
@@ -135,7 +126,7 @@ long call_cpu_info(struct call *c, const struct cpu_info_args *a)
         .stack_low = cpu->stack_low,
         .stack_top = cpu->stack_top,
     };
-    return answer(c, &info, sizeof(info));
+    return call_answer(c, &info, sizeof(info));
 }
 
 long call_client_info(struct call *c, const struct client_info_args *a)
@@ -145,7 +136,7 @@ long call_client_info(struct call *c, const struct client_info_args *a)
     if (!client)
         return -EINVAL;
     client_describe(client, &info);
-    return answer(c, &info, sizeof(info));
+    return call_answer(c, &info, sizeof(info));
 }
 
 long call_log_read(struct call *c, const struct log_read_args *a)
@@ -165,7 +156,7 @@ long call_test_count(struct call *c, const struct test_count_args *a)
 long call_test_name(struct call *c, const struct test_name_args *a)
 {
     const char *name = ktest_name((u32)a->index);
-    return name ? answer(c, name, strlen(name)) : -EINVAL;
+    return name ? call_answer(c, name, strlen(name)) : -EINVAL;
 }
 
 long call_test_run(struct call *c, const struct test_run_args *a)
@@ -174,7 +165,7 @@ long call_test_run(struct call *c, const struct test_run_args *a)
     if (a->index >= ktest_count())
         return -EINVAL;
     c->result[0] = ktest_run((u32)a->index, report, sizeof(report));
-    return answer(c, report, MIN(strlen(report), (size_t)c->data_cap));
+    return call_answer(c, report, MIN(strlen(report), (size_t)c->data_cap));
 }
 
 long call_bench_run(struct call *c, const struct bench_run_args *a)

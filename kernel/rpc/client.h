@@ -1,6 +1,6 @@
 /*
- * Clients: one for each connection from the host, one for the console, one for the bare wire. A client owns what it
- * allocates; closing it gives all of that back.
+ * Clients: one for each connection from the host, one for the console, one for the bare wire. A
+ * client owns what it allocated; closing it gives all of that back.
  *
  * Clients are opened and closed on the boot CPU only (from the wire). A client's rings are closed
  * first, so that no CPU serves it when its memory goes.

@@ -67,7 +67,12 @@ int ring_open(struct client *c, u64 *paddr)
     h->cpu = ring_cpu(slot);
     h->client = c->owner.id;
     h->doorbell_wanted = 1;
-    rings[slot] = (struct ring){.client = c, .header = h};
+    struct ring *r = &rings[slot];
+    spin_lock(&r->lock); /* a CPU may still look at what was here before */
+    r->header = h;
+    r->client = c;
+    r->sq_head = r->cq_tail = r->waits_seen = 0;
+    spin_unlock(&r->lock);
     c->rings++;
     __atomic_or_fetch(&live[ring_cpu(slot)], 1ull << slot, __ATOMIC_SEQ_CST);
     *paddr = paddr_of(pfn);
@@ -79,10 +84,7 @@ static void slot_close(u32 slot)
     struct ring *r = &rings[slot];
     u64 pfn = pfn_of(direct_to_phys(r->header));
     __atomic_and_fetch(&live[ring_cpu(slot)], ~(1ull << slot), __ATOMIC_SEQ_CST);
-    /*
-     * Its CPU may be serving it, and what it serves may wait for work that this CPU must do.
-     * Afterwards it finds the client gone.
-     */
+    /* Its CPU may be serving it: afterwards it finds the client gone. What it serves may wait here. */
     while (!spin_try(&r->lock))
         smp_poll_work(this_cpu());
     struct client *c = r->client;
@@ -188,18 +190,25 @@ bool ring_poll(u32 cpu)
     return served;
 }
 
+/* An unlocked look: at worst a halt is put off, or a CPU woken for nothing. */
 bool ring_pending(u32 cpu)
 {
-    for_each_ring(r, cpu)
-        if (READ_ONCE(r->header->sq_tail) != r->sq_head)
+    for_each_ring(r, cpu) {
+        const struct ring_header *h = r->header;
+        if (READ_ONCE(h->sq_tail) != r->sq_head &&
+            r->cq_tail - READ_ONCE(h->cq_head) < RING_ENTRIES)
             return true;
+    }
     return false;
 }
 
 void ring_set_doorbell(u32 cpu, bool wanted)
 {
-    for_each_ring(r, cpu)
-        WRITE_ONCE(r->header->doorbell_wanted, wanted);
+    for_each_ring(r, cpu) {
+        SPIN_GUARD(&r->lock); /* it may be closed meanwhile, and its memory be another's */
+        if (r->client)
+            WRITE_ONCE(r->header->doorbell_wanted, wanted);
+    }
 }
 
 void ring_wake_others(void)

@@ -14,7 +14,9 @@
  * once more; a host that sees it set sends one zero byte on the wire. A host that stops polling
  * raises host_waits and looks once more; the kernel answers the change with one zero byte.
  *
- * Lock: ring.lock, held while its CPU serves it and while it is closed.
+ * A host that makes room in a full completion queue while entries wait rings, too.
+ *
+ * Lock: ring.lock, held while its CPU serves it or writes its header, and while it is opened or closed.
  */
 #pragma once
 #include "core/spinlock.h"

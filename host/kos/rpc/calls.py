@@ -129,6 +129,9 @@ class Calls(CallsBase):
 
         Returns:
             MachineInfo.
+
+        Raises:
+            CallError: EMSGSIZE.
         """
         _, _, out = self._full(7, (), b"", self.struct_size("machine_info"))
         return MachineInfo(**self.struct_fields("machine_info", out))
@@ -143,7 +146,7 @@ class Calls(CallsBase):
             CpuInfo.
 
         Raises:
-            CallError: EINVAL.
+            CallError: EINVAL, EMSGSIZE.
         """
         _, _, out = self._full(8, (cpu,), b"", self.struct_size("cpu_info"))
         return CpuInfo(**self.struct_fields("cpu_info", out))
@@ -158,7 +161,7 @@ class Calls(CallsBase):
             ZoneInfo.
 
         Raises:
-            CallError: EINVAL.
+            CallError: EINVAL, EMSGSIZE.
         """
         _, _, out = self._full(9, (zone,), b"", self.struct_size("zone_info"))
         return ZoneInfo(**self.struct_fields("zone_info", out))
@@ -173,7 +176,7 @@ class Calls(CallsBase):
             ClientInfo.
 
         Raises:
-            CallError: EINVAL.
+            CallError: EINVAL, EMSGSIZE.
         """
         _, _, out = self._full(10, (client,), b"", self.struct_size("client_info"))
         return ClientInfo(**self.struct_fields("client_info", out))
@@ -350,7 +353,7 @@ class Calls(CallsBase):
             PageInfo.
 
         Raises:
-            CallError: EINVAL.
+            CallError: EINVAL, EMSGSIZE.
         """
         _, _, out = self._full(38, (addr,), b"", self.struct_size("page_info"))
         return PageInfo(**self.struct_fields("page_info", out))
@@ -460,7 +463,7 @@ class Calls(CallsBase):
             str.
 
         Raises:
-            CallError: EINVAL.
+            CallError: EINVAL, EMSGSIZE.
         """
         _, _, out = self._full(49, (index,), b"", 4096)
         return out.decode(errors="replace")
@@ -493,7 +496,7 @@ class Calls(CallsBase):
             Tsc ticks of all rounds together.
 
         Raises:
-            CallError: EINVAL.
+            CallError: EINVAL, ENOMEM.
         """
         return self._fast(51, what, order, rounds)
 
