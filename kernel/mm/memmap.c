@@ -107,12 +107,25 @@ void memmap_add(u64 start, u64 end)
     range_add(&memmap.free, start, end);
 }
 
+/* A piece of RAM that the table had no room for must not be given out either. */
+static void free_only_ram(void)
+{
+    u64 at = 0;
+    for (u32 i = 0; i < memmap.ram.count; i++) {
+        range_remove(&memmap.free, at, memmap.ram.range[i].start);
+        at = memmap.ram.range[i].end;
+    }
+    range_remove(&memmap.free, at, MEMMAP_LIMIT);
+}
+
 void memmap_remove(u64 start, u64 end)
 {
     start = ALIGN_DOWN(start, PAGE);
     end = ALIGN_UP(MIN(end, MEMMAP_LIMIT), PAGE);
     range_remove(&memmap.ram, start, end);
     range_remove(&memmap.free, start, end);
+    if (memmap.ram.dropped)
+        free_only_ram();
 }
 
 void memmap_reserve(u64 start, u64 end)

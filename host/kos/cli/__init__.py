@@ -125,3 +125,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output has enough. What is still buffered goes nowhere, and quietly.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"kos: {error}", file=sys.stderr)
+        return EXIT_HOST

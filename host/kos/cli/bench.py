@@ -18,6 +18,8 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"no measurement {unknown[0]!r}; known: {', '.join(MEASUREMENTS)}")
     if args.runs < 1:
         raise ValueError(f"--runs must be at least 1, not {args.runs}")
+    if args.json and args.json != "-":
+        open(args.json, "a").close()  # a file that cannot be written is refused before measuring
     rows: list[Row] = []
     for name in args.only or MEASUREMENTS:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)

@@ -251,13 +251,19 @@ class Machine:
         """Boot the kernel anew, with its memory zeroed. All clients but the machine's own end."""
         with self._lock:
             self.check_owner()
+            if self._closed:
+                raise HostError("the machine is closed")
             for client in list(self.clients):
                 client.forget()
             self.abandoned.clear()
             self.wire.restart()
             self.console.restart()
-            self._qemu.reset()
-            self._wait_ready()
+            try:
+                self._qemu.reset()
+                self._wait_ready()
+            except KOSError as error:
+                self.wire.fail(error)
+                raise
 
     def close(self) -> None:
         """End the machine. Closing twice does nothing."""

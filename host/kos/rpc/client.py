@@ -136,6 +136,7 @@ class Client(Calls):
         self.carrier = carrier
         self.timeout = timeout
         self._local = threading.local()
+        self._rings: weakref.WeakSet[Ring] = weakref.WeakSet()
         self._spare: list[Ring] = []
         self._dead: list[Ring] = []
         self._closed = False
@@ -156,7 +157,9 @@ class Client(Calls):
         return first, second
 
     def _keep(self, paddr: int) -> None:
-        self._spare.append(self.machine.make_ring(paddr, self.timeout))
+        ring = self.machine.make_ring(paddr, self.timeout)
+        self._rings.add(ring)
+        self._spare.append(ring)
 
     # Carrying calls
 
@@ -253,6 +256,8 @@ class Client(Calls):
     def forget(self) -> None:
         """The machine boots anew, or this process is a fork: the connection is gone."""
         self._closed = True
+        for ring in list(self._rings):
+            ring.abandon()
         self._local = threading.local()
         self._spare.clear()
         self._release.detach()
@@ -262,6 +267,7 @@ class Client(Calls):
         if self._closed:
             return
         self.forget()
+        self.machine.wire.wake()
         if self.machine.wire.failure is None:
             self._control(_CLIENT_CLOSE, (self.id,))
 

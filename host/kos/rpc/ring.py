@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from kos.exceptions import CallError, CallTimeout, ProtocolError
+from kos.exceptions import CallError, CallTimeout, HostError, ProtocolError
 from kos.memory.constants import errno_name
 from kos.rpc.base import Answer, DataLike
 from kos.rpc.frames import COMPLETION, ENTRY
@@ -48,6 +48,7 @@ class Ring:
         self.paddr = paddr
         self.timeout = timeout
         self.broken = False
+        self._gone = False
         self._wire = wire
         words = ram[offset : offset + 4096].cast("I")
         self._words = words
@@ -155,12 +156,12 @@ class Ring:
             self._event = self._wire.waiter()
         while True:
             self._event.clear()
+            self._fail_if_over(number)
             words[_HOST_WAITS] = (words[_HOST_WAITS] + 1) & _WRAP
             with self._fence:
                 pass
             if words[_CQ_TAIL] == tail:
                 return
-            self._fail_if_over(number)
             if not self._event.wait(max(0.0, until - time.monotonic())):
                 if words[_CQ_TAIL] == tail:
                     return
@@ -168,7 +169,14 @@ class Ring:
                 name = self._wire.abi_call(number)
                 raise CallTimeout(name, self.timeout, console=self._wire.console_tail())
 
+    def abandon(self) -> None:
+        """The ring's memory is no longer a ring: what waits for it ends when it wakes."""
+        self.broken = self._gone = True
+
     def _fail_if_over(self, number: int) -> None:
+        if self._gone:
+            name = self._wire.abi_call(number)
+            raise HostError(f"the connection ended while {name} had no answer yet")
         if self._wire.failure is not None:
             self.broken = True
             self._wire.check()

@@ -59,6 +59,7 @@ class Wire:
         self.ready = threading.Event()
         self.hello: bytes | None = None
         self.hellos = 0
+        self.boots = 0
         self.leaving = False
         self.failure: KOSError | None = None
         self._waiters: weakref.WeakSet[threading.Event] = weakref.WeakSet()
@@ -120,7 +121,7 @@ class Wire:
     def _on_wire(self, data: bytes) -> None:
         for received in self._decoder.feed(data):
             if received.kind == 0:
-                self._wake()
+                self.wake()
             elif received.kind == frames.HELLO:
                 self.hello = received.body
                 self.hellos += 1
@@ -156,12 +157,15 @@ class Wire:
             self.failure = error
         self.ready.set()
         self._inbox.put(None)
-        self._wake()
+        self.wake()
         self._console.wake()
 
     def restart(self) -> None:
         """The machine is about to boot anew: what was said before does not count."""
         self.failure = None
+        self.boots += 1
+        self._inbox.put(None)
+        self.wake()
         self.leaving = False
         self.hello = None
         self.ready.clear()
@@ -194,7 +198,8 @@ class Wire:
 
     # Waiting and sending
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Wake all who wait for a doorbell, so that they look again."""
         for waiter in list(self._waiters):
             waiter.set()
 
@@ -257,12 +262,15 @@ class Wire:
             entry = frames.ENTRY.pack(number, client, tag, *padded, 0, len(data), capacity, 0)
             while not self._inbox.empty():
                 self._inbox.get()
+            boots = self.boots
             self.check()
             # The zero byte first ends whatever a noisy line has left unfinished.
             self.send(frames.DOORBELL + frames.call_frame(entry, data), until)
-            return self._answer(name, tag, until, timeout)
+            return self._answer(name, tag, until, timeout, boots)
 
-    def _answer(self, name: str, tag: int, until: float, timeout: float) -> tuple[int, Answer]:
+    def _answer(
+        self, name: str, tag: int, until: float, timeout: float, boots: int
+    ) -> tuple[int, Answer]:
         """Wait for the reply with the tag.
 
         An error frame may be about our frame or about noise before it. Frames are answered in
@@ -276,6 +284,8 @@ class Wire:
                 raise CallTimeout(name, timeout, console=self.console_tail()) from None
             if received is None:
                 self.check()
+                if self.boots != boots:
+                    raise HostError(f"the machine was reset before {name} had an answer")
                 continue
             if received.kind == frames.HELLO and asked:
                 raise ProtocolError(f"the kernel did not understand the frame of {name}")
