@@ -1,6 +1,6 @@
 """What all tests share: a fresh machine for each, and what it said when a test fails."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -43,7 +43,9 @@ def default_vm(vm: Machine) -> Iterator[Machine]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add the console's tail, and a panic's trace, to the report of a test that failed."""
     report = yield
     if report.failed:

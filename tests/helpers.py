@@ -1,12 +1,16 @@
 """What several test files use: asserting a refusal, and reading the machine's books."""
 
 import os
+import select
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from kos.exceptions import CallError
 from kos.machine import Machine
+from kos.rpc.client import Client
+from kos.rpc.ring import Ring
 
 PAGE = 4096
 RING_BYTES = 64 << 10
@@ -82,3 +86,37 @@ class Threads:
             thread.join(seconds)
             assert not thread.is_alive(), "a thread is stuck"
         return self.errors
+
+
+LONG = 600.0  # a timeout that no test lives to see
+
+
+def is_gone(pidfd: int, seconds: float = 60.0) -> bool:
+    """Whether the process ends."""
+    return bool(select.select([pidfd], [], [], seconds)[0])
+
+
+def wait_on_paused(vm: Machine, threads: Threads, n: int = 4) -> None:
+    """Pause the machine with n threads in calls on rings that cannot end, and one on the wire."""
+    together, paused = threading.Barrier(n + 2), threading.Event()
+    rings: list[Any] = []
+
+    def call(client: Client) -> None:
+        client.ping(0)
+        rings.append(client._local.carrier)
+        together.wait()
+        paused.wait()
+        client.buddy_alloc(0)
+
+    for _ in range(n):
+        threads.start(call, vm.client)
+    threads.start(call, vm.connect("framed", carrier="frames"))
+    together.wait()
+    vm.pause()
+    paused.set()
+    until = time.monotonic() + 60
+    # Word 0 of a ring counts what was submitted, word 17 what was answered.
+    while any(isinstance(r, Ring) and r._words[0] == r._words[17] for r in rings):
+        assert time.monotonic() < until
+    while not vm.wire._call_lock.locked():
+        assert time.monotonic() < until

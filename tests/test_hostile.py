@@ -286,6 +286,7 @@ def test_a_full_completion_queue_waits_for_the_host(vm: Machine) -> None:
     vm.client.ping(1)
     assert ring.word(17) == 64
     ring.set_word(1, 64)
+    ring.publish()
     assert ring.wait() == [(64, 0)]
     ring.close()
 

@@ -11,6 +11,23 @@
 #define PHYS(sym) ((sym) - KERNEL_BASE)
 #define EFER 0xc0000080
 
+/* CR4.PAE, CR3, EFER.LME, CR0.PG and CR0.PE; the caches, which INIT leaves off, on. */
+.macro LONG_MODE_ON
+    mov %cr4, %eax
+    or $0x20, %eax
+    mov %eax, %cr4
+    mov $PHYS(boot_pml4), %eax
+    mov %eax, %cr3
+    mov $EFER, %ecx
+    rdmsr
+    or $0x100, %eax
+    wrmsr
+    mov %cr0, %eax
+    and $~0x60000000, %eax
+    or $0x80000001, %eax
+    mov %eax, %cr0
+.endm
+
     .section .note.pvh, "a", @note
     .align 4
     .long 4, 4, 18 /* XEN_ELFNOTE_PHYS32_ENTRY */
@@ -27,8 +44,7 @@ pvh_entry:
     rdtsc
     mov %eax, PHYS(boot_tsc)
     mov %edx, PHYS(boot_tsc) + 4
-    mov $PHYS(boot_stack_top), %esp
-    call long_mode_on
+    LONG_MODE_ON
     lgdt PHYS(boot_gdtr)
     ljmp $SEG_KERNEL_CODE, $PHYS(1f)
     .code64
@@ -45,23 +61,6 @@ pvh_entry:
     call kernel_main
     ud2
 
-/* CR4.PAE, CR3, EFER.LME, CR0.PG and CR0.PE. */
-    .code32
-long_mode_on:
-    mov %cr4, %eax
-    or $0x20, %eax
-    mov %eax, %cr4
-    mov $PHYS(boot_pml4), %eax
-    mov %eax, %cr3
-    mov $EFER, %ecx
-    rdmsr
-    or $0x100, %eax
-    wrmsr
-    mov %cr0, %eax
-    or $0x80000001, %eax
-    mov %eax, %cr0
-    ret
-
 /*
  * Copied to a page below 1 MiB; %cs is its segment, so offsets count from ap_trampoline. The stack
  * and per-CPU block are taken from ap_boot_cpu, which smp.c fills in for one CPU at a time.
@@ -76,19 +75,7 @@ ap_trampoline:
     mov %cs, %ax
     mov %ax, %ds
     lgdtl ap_gdtr - ap_trampoline
-    mov %cr4, %eax
-    or $0x20, %eax
-    mov %eax, %cr4
-    mov $PHYS(boot_pml4), %eax
-    mov %eax, %cr3
-    mov $EFER, %ecx
-    rdmsr
-    or $0x100, %eax
-    wrmsr
-    mov %cr0, %eax
-    and $~0x60000000, %eax /* INIT left the caches off */
-    or $0x80000001, %eax
-    mov %eax, %cr0
+    LONG_MODE_ON
     ljmpl $SEG_KERNEL_CODE, $PHYS(ap_long_mode)
     .balign 4
 ap_gdtr:

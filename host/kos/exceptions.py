@@ -19,7 +19,8 @@ CONSOLE_TAIL_LINES = 20
 
 def _restore(cls: type["KOSError"], args: tuple[Any, ...], state: dict[str, Any]) -> "KOSError":
     """Rebuild an error without its constructor, whose arguments are keywords."""
-    error = cls.__new__(cls, *args)
+    # Not cls.__new__: for the memory errors that finds builtins.MemoryError's, which refuses them.
+    error = Exception.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)
     return error

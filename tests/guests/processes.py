@@ -36,7 +36,7 @@ def own_a_machine(kernel: Path, report: int) -> None:
     """Say so when the machine is up, and then do as told."""
     guest = boot(kernel)
     os.write(report, b"u")
-    order = sys.stdin.buffer.raw.read(1)
+    order = os.read(0, 1)
     if order == b"e":
         sys.exit()  # neither closed nor collected before
     if order == b"l":
@@ -137,13 +137,14 @@ def is_refused(guest: Guest) -> None:
         lambda: qemu.execute("query-status"),
         lambda: qemu.on_event(print),
     ]
+    refusals = []
     for attempt in attempts:
         try:
             attempt()
         except HostError as error:
-            assert str(os.getppid()) in str(error)
-        else:
-            raise AssertionError("a forked process used the machine")
+            refusals.append(str(error))
+    assert len(refusals) == len(attempts)
+    assert all(str(os.getppid()) in refusal for refusal in refusals)
 
 
 def has_its_own(guest: Guest) -> None:

@@ -4,10 +4,10 @@ import os
 import threading
 import time
 import weakref
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from kos import image
+from kos._closing import Closing
 from kos.abi import Abi
 from kos.exceptions import BootError, HostError, KernelPanic, KOSError, MachineExited
 from kos.machine._argv import Accel, choose_accel, parse_size
@@ -53,7 +53,7 @@ class Monitor:
         return self._qemu.execute(command, timeout=timeout, **arguments)
 
 
-class Machine:
+class Machine(Closing):
     """A running KOS. Made by `kos.boot()`; see there for the arguments.
 
     Example:
@@ -293,17 +293,6 @@ class Machine:
             if self.wire.failure is None:
                 waiter.wait(left)
         self.wire.check()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"pid {self._qemu.pid}"

@@ -92,12 +92,24 @@ class Console:
         data = text.encode() if isinstance(text, str) else text
         until = time.monotonic() + 10.0
         while data:
+            self._check()
             try:
                 data = data[os.write(self._fd, data) :]
             except BlockingIOError:
                 if time.monotonic() > until:
                     raise CallTimeout("typing on the console", 10.0, self.tail()) from None
                 select.select([], [self._fd], [], max(0.0, until - time.monotonic()))
+            except OSError:
+                # The line is closed: the machine's thread is about to say why.
+                with self._changed:
+                    if not self._changed.wait_for(lambda: self.failure() is not None, timeout=10.0):
+                        raise
+
+    def _check(self) -> None:
+        """Raise what ended the machine; its descriptor may be somebody else's by now."""
+        error = self.failure()
+        if error is not None:
+            raise error.with_traceback(None)
 
     def wait_for(self, pattern: str, *, start: int | None = None, timeout: float = 10.0) -> str:
         """Wait until text that was printed since `start` matches a regular expression.
@@ -123,9 +135,7 @@ class Console:
                 found = regex.search(text)
                 if found:
                     return text[: found.end()]
-                error = self.failure()
-                if error is not None:
-                    raise error
+                self._check()
                 if not self._changed.wait(until - time.monotonic()) and time.monotonic() > until:
                     raise CallTimeout(f"the text {pattern!r}", timeout, self.tail())
 

@@ -14,9 +14,9 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from kos._closing import Closing
 from kos.exceptions import (
     BootError,
     CallTimeout,
@@ -41,7 +41,7 @@ QUIT_DEADLINE = 1.0
 DEATH_DEADLINE = 10.0
 
 
-class Qemu:
+class Qemu(Closing):
     """A QEMU process. It is spawned by the constructor and waits, paused, for `start()`.
 
     It ends with `close()`, with the last reference to this object, or with this Python process,
@@ -332,17 +332,6 @@ class Qemu:
         with suppress(KOSError):
             self.execute("quit", timeout=QUIT_DEADLINE)
             self._process.wait(max(0.0, deadline - time.monotonic()))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Qemu pid={self.pid} {self._layout.size >> 20} MiB>"

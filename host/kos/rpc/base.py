@@ -53,20 +53,10 @@ def u64s(values: U64sLike) -> bytes:
     return words.tobytes()
 
 
-class CallsBase:
-    """Where the stubs of `Calls` send their arguments."""
+class AnswerBase:
+    """Decodes the structs that calls answer with."""
 
     abi: Abi
-
-    def _fast(
-        self, number: int, a0: int = 0, a1: int = 0, a2: int = 0, a3: int = 0, a4: int = 0
-    ) -> int:
-        """A call without data: its first result."""
-        raise TypeError(f"{type(self).__name__} carries no calls")
-
-    def _full(self, number: int, args: tuple[int, ...], data: DataLike, capacity: int) -> Answer:
-        """Any call: both results and the answer's data."""
-        raise TypeError(f"{type(self).__name__} carries no calls")
 
     def struct_size(self, name: str) -> int:
         """Size of a struct that the kernel answers with, in bytes."""
@@ -77,6 +67,20 @@ class CallsBase:
         fields: dict[str, Any] = self.abi.layout(name).decode(data)
         fields.pop("pad", None)
         return fields
+
+
+class CallsBase(AnswerBase):
+    """Where the stubs of `Calls` send their arguments."""
+
+    def _fast(
+        self, number: int, a0: int = 0, a1: int = 0, a2: int = 0, a3: int = 0, a4: int = 0
+    ) -> int:
+        """A call without data: its first result."""
+        raise TypeError(f"{type(self).__name__} carries no calls")
+
+    def _full(self, number: int, args: tuple[int, ...], data: DataLike, capacity: int) -> Answer:
+        """Any call: both results and the answer's data."""
+        raise TypeError(f"{type(self).__name__} carries no calls")
 
 
 class Pending(Generic[T]):
@@ -114,10 +118,8 @@ class Pending(Generic[T]):
         self._answer, self._error = answer, error
 
 
-class BatchBase:
+class BatchBase(AnswerBase):
     """Where the stubs of `BatchCalls` leave their calls."""
-
-    abi: Abi
 
     def _queue(
         self,
@@ -128,13 +130,3 @@ class BatchBase:
         decode: Callable[[int, int, bytes], T],
     ) -> Pending[T]:
         raise TypeError(f"{type(self).__name__} queues no calls")
-
-    def struct_size(self, name: str) -> int:
-        """Size of a struct that the kernel answers with, in bytes."""
-        return self.abi.layout(name).size
-
-    def struct_fields(self, name: str, data: bytes) -> dict[str, Any]:
-        """The fields of a struct that came as an answer."""
-        fields: dict[str, Any] = self.abi.layout(name).decode(data)
-        fields.pop("pad", None)
-        return fields

@@ -11,6 +11,7 @@ import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from kos._closing import Closing
 from kos.exceptions import CallError, HostError, KOSError
 from kos.memory.constants import EMSGSIZE, ENFILE, errno_name
 from kos.rpc.base import Answer, DataLike, Pending, flat
@@ -95,7 +96,7 @@ class _ThreadRing:
         (self._dead if self.ring.broken else self._spare).append(self.ring)
 
 
-class Client(Calls):
+class Client(Calls, Closing):
     """A connection to a running kernel: its calls are this object's methods.
 
     Made by `Machine.connect()`; every machine has one from the start, `Machine.client`. What a
@@ -270,17 +271,6 @@ class Client(Calls):
         self.machine.wire.wake()
         if self.machine.wire.failure is None:
             self._control(_CLIENT_CLOSE, (self.id,))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Client {self.name!r} id={self.id} of {self.machine!r}>"
