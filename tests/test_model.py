@@ -16,8 +16,9 @@ from hypothesis.stateful import (
 )
 
 from helpers import CARRIERS, PAGE, RING_BYTES, free_bytes, refused, stretch
+from kos.exceptions import CallError
 from kos.machine import Machine
-from kos.memory.constants import EBUSY, EEXIST, EINVAL, PG_DIRTY, PG_LOCKED, PG_MAPPED
+from kos.memory.constants import EBUSY, EEXIST, EINVAL, ENOMEM, PG_DIRTY, PG_LOCKED, PG_MAPPED
 from kos.rpc.client import Client
 
 LOW = st.sampled_from(range(0x1000, 0x9F000, PAGE))
@@ -68,11 +69,22 @@ class Memory(RuleBasedStateMachine):
     def forget(self, addr: int) -> None:
         del self.blocks[addr]
 
+    def none_left(self, order: int) -> Any:
+        """No zone has such a block, or may give one away; a refusal has emptied the magazines."""
+        for zone in (self.client.zone_info(i) for i in range(3)):
+            if any(zone.free_blocks[order:]):
+                assert zone.free < zone.watermark_min + (1 << order)
+        return multiple()
+
     # Taking
 
     @rule(target=addresses, order=ORDERS)
-    def alloc(self, order: int) -> int:
-        addr = self.client.buddy_alloc(order)
+    def alloc(self, order: int) -> Any:
+        try:
+            addr = self.client.buddy_alloc(order)
+        except CallError as error:
+            assert error.errno == ENOMEM
+            return self.none_left(order)
         assert addr % (PAGE << order) == 0
         assert not self.overlaps(addr, order)
         self.blocks[addr] = Block(order)
@@ -80,8 +92,13 @@ class Memory(RuleBasedStateMachine):
 
     @rule(target=addresses, order=st.integers(0, 2), count=st.integers(0, 20))
     def alloc_array(self, order: int, count: int) -> Any:
-        addrs = [int(a) for a in self.client.buddy_alloc_array(order, count)]
-        assert len(addrs) == count
+        try:
+            addrs = [int(a) for a in self.client.buddy_alloc_array(order, count)]
+        except CallError as error:
+            assert error.errno == ENOMEM
+            return self.none_left(order)
+        if len(addrs) < count:
+            self.none_left(order)
         for addr in addrs:
             assert not self.overlaps(addr, order)
             self.blocks[addr] = Block(order)
@@ -89,7 +106,11 @@ class Memory(RuleBasedStateMachine):
 
     @rule(target=addresses, order=st.integers(0, 3))
     def page_alloc(self, order: int) -> Any:
-        first = self.client.page_alloc(order)
+        try:
+            first = self.client.page_alloc(order)
+        except CallError as error:
+            assert error.errno == ENOMEM
+            return self.none_left(order)
         assert not self.overlaps(first, order)
         frames = [first + i * PAGE for i in range(1 << order)]
         for frame in frames:

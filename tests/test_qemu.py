@@ -100,6 +100,8 @@ def test_boots(tiny: Tiny, machine: MachineType, cpus: int) -> None:
     assert repr(qemu) == f"<Qemu pid={qemu.pid} 16 MiB>"
     assert Path(qemu.argv[0]).name == "qemu-system-x86_64"
     assert qemu.stderr_text() == ""
+    # The terminal's Ctrl-C goes to a session.
+    assert os.getsid(qemu.pid) == qemu.pid
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -258,6 +260,16 @@ def test_reset_can_keep_ram(tiny: Tiny, machine: MachineType) -> None:
     assert guest.qemu.ram[MEMORY - 1] == 7
 
 
+def test_the_guest_goes_on_after_the_reset_only(tiny: Tiny) -> None:
+    guest = tiny()
+    events = events_of(guest)
+    for _ in range(10):
+        guest.qemu.reset()
+        assert guest.line() == UP
+        names = [events.get(timeout=DEADLINE)["event"] for _ in range(3)]
+        assert names == ["STOP", "RESET", "RESUME"]
+
+
 def test_reset_of_a_paused_guest(tiny: Tiny) -> None:
     guest = tiny()
     guest.qemu.pause()
@@ -304,6 +316,23 @@ def test_events_reach_every_subscriber_until_it_leaves(tiny: Tiny) -> None:
     guest.qemu.pause()
     assert wait_for(early, "STOP") == wait_for(late, "STOP")
     assert not gone
+
+
+def test_a_callback_may_unsubscribe_itself(tiny: Tiny) -> None:
+    guest = tiny()
+    seen: list[str] = []
+
+    def once(event: Event) -> None:
+        seen.append(event["event"])
+        unsubscribe()
+
+    unsubscribe = guest.qemu.on_event(once)
+    events = events_of(guest)
+    guest.qemu.pause()
+    wait_for(events, "STOP")
+    guest.qemu.resume()
+    wait_for(events, "RESUME")
+    assert seen == ["STOP"]
 
 
 def test_callbacks_can_neither_wait_nor_break_the_monitor(tiny: Tiny) -> None:
@@ -357,6 +386,15 @@ def test_no_answer_in_time(tiny: Tiny) -> None:
     assert (late.value.call, late.value.console) == ("query-status", "the last words")
     os.kill(qemu.pid, signal.SIGCONT)
     assert qemu.execute("query-status")["running"]
+
+
+def test_a_deadline_in_the_handshake_harms_nobody(tiny_elf: Path) -> None:
+    with Qemu(tiny_elf, memory_bytes=MEMORY) as qemu:
+        os.kill(qemu.pid, signal.SIGSTOP)
+        with pytest.raises(CallTimeout):
+            qemu.execute("query-status", timeout=0.01)
+        os.kill(qemu.pid, signal.SIGCONT)
+        come_up(qemu)
 
 
 # The end of QEMU
@@ -424,7 +462,7 @@ def run_program(*args: str) -> list[str]:
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
-        timeout=8 * DEADLINE,
+        timeout=3 * DEADLINE,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout.splitlines()

@@ -166,6 +166,7 @@ def forks(kernel: Path) -> None:
     guest.ask(b"p!")
     for deed in [closes, exits, leaves, drops, is_refused, has_its_own, is_killed]:
         child = os.fork()
+        signal.alarm(int(DEADLINE))  # a child does not inherit it
         if child == 0:
             deed(guest)
             sys.exit()
