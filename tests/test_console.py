@@ -451,7 +451,7 @@ def test_calls_by_the_console_are_those_of_python(vm: Machine) -> None:
 
 # ---- what makes no sense ----
 
-ADDRESS = "an address, a number (decimal, 0x hexadecimal, suffix K, M or G)"
+ADDRESS = "an address: a number such as 4096, 0x1000 or 4K"
 BAD = {
     "xyzzy": ("'xyzzy'", "'help' lists them"),
     "HELP": ("'HELP'", "'help' lists them"),
@@ -1049,6 +1049,7 @@ def test_leaving(machine: str) -> None:
 
 def test_reboot_on_a_terminal() -> None:
     terminal = Terminal()
+    terminal.until(lambda: terminal.screen.line() == "kos>", "a prompt")
     terminal.ask("")
     assert len(terminal.enter("alloc 4")) == 1
     terminal.child.send("reboot\r")

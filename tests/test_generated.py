@@ -113,7 +113,7 @@ def test_installed_package_boots(tmp_path: Path) -> None:
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    run(*pip, "--python", python, "install", *offline, wheel)
+    run(*pip, "--python", python, "install", *offline, wheel, PYTHONPATH="")
     # Its dependencies are borrowed: nothing is downloaded.
     import numpy
     import qemu.qmp

@@ -126,7 +126,7 @@ def test_a_frame_that_follows_garbage_without_an_end(vm: Machine) -> None:
 
 def test_a_doorbell_that_ends_garbage_still_rings(boot: Boot) -> None:
     """On every CPU: the byte that rings is the one that ends the garbage."""
-    vm = boot(memory="32M", cpus=2, timeout=60, append="spin=0")  # CPUs sleep as soon as they can
+    vm = boot(memory="32M", cpus=2, append="spin=0")  # CPUs sleep as soon as they can
     clients = [vm.connect(f"ring {i}") for i in range(4)]
     for value in range(10):
         for client in clients:

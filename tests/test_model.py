@@ -69,8 +69,9 @@ class Memory(RuleBasedStateMachine):
     def forget(self, addr: int) -> None:
         del self.blocks[addr]
 
-    def none_left(self, order: int) -> Any:
+    def none_left(self, error: CallError | None, order: int) -> Any:
         """No zone has such a block, or may give one away; a refusal has emptied the magazines."""
+        assert error is None or error.errno == ENOMEM
         for zone in (self.client.zone_info(i) for i in range(3)):
             if any(zone.free_blocks[order:]):
                 assert zone.free < zone.watermark_min + (1 << order)
@@ -83,8 +84,7 @@ class Memory(RuleBasedStateMachine):
         try:
             addr = self.client.buddy_alloc(order)
         except CallError as error:
-            assert error.errno == ENOMEM
-            return self.none_left(order)
+            return self.none_left(error, order)
         assert addr % (PAGE << order) == 0
         assert not self.overlaps(addr, order)
         self.blocks[addr] = Block(order)
@@ -95,10 +95,9 @@ class Memory(RuleBasedStateMachine):
         try:
             addrs = [int(a) for a in self.client.buddy_alloc_array(order, count)]
         except CallError as error:
-            assert error.errno == ENOMEM
-            return self.none_left(order)
+            return self.none_left(error, order)
         if len(addrs) < count:
-            self.none_left(order)
+            self.none_left(None, order)
         for addr in addrs:
             assert not self.overlaps(addr, order)
             self.blocks[addr] = Block(order)
@@ -109,8 +108,7 @@ class Memory(RuleBasedStateMachine):
         try:
             first = self.client.page_alloc(order)
         except CallError as error:
-            assert error.errno == ENOMEM
-            return self.none_left(order)
+            return self.none_left(error, order)
         assert not self.overlaps(first, order)
         frames = [first + i * PAGE for i in range(1 << order)]
         for frame in frames:

@@ -93,8 +93,7 @@ bool command_number(const char *word, const char *what, u64 min, u64 max, u64 *v
     if (string_parse_u64(word, value) && *value >= min && *value <= max)
         return true;
     if (max == UINT64_MAX)
-        cprintf("'%s': expected %s, a number (decimal, 0x hexadecimal, suffix K, M or G)\n", word,
-                what);
+        cprintf("'%s': expected %s: a number such as 4096, 0x1000 or 4K\n", word, what);
     else
         cprintf("'%s': expected %s, %lu to %lu\n", word, what, min, max);
     return false;
@@ -180,6 +179,8 @@ void console_init(void)
 
 COMMAND(help, "[command]", "lists the commands, or says more about one")
 {
+    if (command_extra(argc, argv, 1))
+        return true;
     for (const struct command *c = commands_begin; c < commands_end; c++) {
         char left[64];
         if (argc > 1 && strcmp(argv[1], c->name))

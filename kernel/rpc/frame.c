@@ -182,12 +182,11 @@ static void frame_end(void)
 {
     size_t n = rx_len;
     rx_len = 0;
-    if (!n) {
-        ring_wake_others();
-    } else if (n > sizeof(rx) || !frame_take(rx, n)) {
+    if (n && (n > sizeof(rx) || !frame_take(rx, n))) {
         frame_count_error();
         frame_send(FRAME_ERROR, "", 0, "", 0);
     }
+    ring_wake_others(); /* each zero byte is a doorbell, also one that ends a frame or noise */
 }
 
 bool frame_poll(void)

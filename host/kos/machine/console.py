@@ -173,7 +173,7 @@ class Console:
         saved = termios.tcgetattr(fd)
         self._echo = self._to_terminal
         try:
-            tty.setraw(fd)
+            tty.setraw(fd, termios.TCSANOW)  # what was typed ahead is kept
             self._relay(fd)
         finally:
             self._echo = None
