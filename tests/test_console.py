@@ -451,7 +451,7 @@ def test_calls_by_the_console_are_those_of_python(vm: Machine) -> None:
 
 # ---- what makes no sense ----
 
-ADDRESS = "an address: a number such as 4096, 0x1000 or 4K"
+ADDRESS = "expected an address: a number such as "
 BAD = {
     "xyzzy": ("'xyzzy'", "'help' lists them"),
     "HELP": ("'HELP'", "'help' lists them"),
