@@ -99,11 +99,11 @@ def ends(kernel: Path) -> None:
     signal.signal(signal.SIGALRM, give_up)
     for delay in DELAYS:
         signal.alarm(int(DEADLINE))
-        print("killed while starting", set(run_and_end(kernel, delay, b"k")) <= {1, -9})
+        print("killed while starting", set(run_and_end(kernel, delay, b"k")) <= {1, -9}, flush=True)
     for name, order in [("killed", b"k"), ("terminated", b"t"), ("left", b"l")]:
         signal.alarm(int(DEADLINE))
-        print(name, run_and_end(kernel, None, order))
-    print("exited", run_and_end(kernel, None, b"e"))
+        print(name, run_and_end(kernel, None, order), flush=True)
+    print("exited", run_and_end(kernel, None, b"e"), flush=True)
 
 
 # Forks
@@ -174,7 +174,7 @@ def forks(kernel: Path) -> None:
         assert status == (-signal.SIGKILL if deed is is_killed else 0), (deed, status)
         assert guest.ask(b"g") == b"!"
         assert guest.qemu.execute("query-status")["running"]
-        print(deed.__name__)
+        print(deed.__name__, flush=True)
     # A child that has copies of everything does not keep the parent from closing.
     waits, release = os.pipe()
     child = os.fork()
@@ -186,7 +186,7 @@ def forks(kernel: Path) -> None:
     assert guest.qemu.exit_status() == 0
     os.close(release)
     assert os.waitpid(child, 0)[1] == 0
-    print("closed beside a child")
+    print("closed beside a child", flush=True)
 
 
 if __name__ == "__main__":

@@ -105,11 +105,22 @@ def _run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the `kos` command; returns its exit status."""
-    args = _parser().parse_args(argv)
     try:
-        status = _run(args)
+        status = _status(argv)
         sys.stdout.flush()
         return status
+    except BrokenPipeError:
+        # Whoever read the output has enough. What is still buffered goes nowhere, and quietly.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _status(argv: Sequence[str] | None) -> int:
+    """Run the command and turn what stops it into a line and an exit status."""
+    try:
+        return _run(_parser().parse_args(argv))
+    except SystemExit as stop:  # argparse has printed its help, or what was wrong
+        return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     except KernelPanic as error:
         print(f"kos: {error}", file=sys.stderr)
         return EXIT_PANIC
@@ -122,9 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read the output has enough. What is still buffered goes nowhere, and quietly.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        raise
     except OSError as error:
         print(f"kos: {error}", file=sys.stderr)
         return EXIT_HOST
