@@ -102,7 +102,8 @@ static void print_call(const struct call_desc *d)
         cprintf("  takes      %s\n", data_names[d->in]);
     print_values("results", d->results, ARRAY_SIZE(d->results));
     if (d->out != CALL_NONE)
-        cprintf("  answers    %s %s\n", data_names[d->out], d->out_struct);
+        cprintf("  answers    %s%s%s\n", data_names[d->out], *d->out_struct ? " " : "",
+                d->out_struct);
     cprintf("  errors     %s\n", *d->errors ? d->errors : "none");
     cprintf("  number     %u%s\n", d->number,
             d->scope == CALL_WIRE ? ", over the wire only: not with 'call'" : "");
