@@ -3,12 +3,13 @@
     abi.py kos.elf kos.abi.json
 
 What is in it: the image's build id, the calls (from the section .kos.calls), struct layouts and
-enums (from DWARF), and the addresses of global symbols.
+enums (from DWARF), and the addresses of variables.
 """
 
 import json
 import struct
 import sys
+from collections import Counter
 from typing import Any
 
 from elftools.dwarf.die import DIE
@@ -16,23 +17,6 @@ from elftools.elf.elffile import ELFFile
 
 from ksyms import section
 
-STRUCTS = (
-    "call_desc",
-    "call_value",
-    "client_info",
-    "cpu_info",
-    "frame_hello",
-    "machine_info",
-    "page",
-    "page_info",
-    "panic_report",
-    "pt_regs",
-    "ring_header",
-    "rpc_completion",
-    "rpc_entry",
-    "zone_info",
-)
-ENUMS = ("call_data", "call_scope", "call_type", "page_kind", "page_place", "zone_type")
 TYPES = {"DW_TAG_typedef", "DW_TAG_const_type", "DW_TAG_volatile_type"}
 
 
@@ -107,23 +91,21 @@ def fields_of(die: DIE, base: int = 0) -> list[dict[str, Any]]:
 
 
 def read_types(elf: ELFFile) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All structs and enums that have a name; of those that share one, the first."""
     structs: dict[str, Any] = {}
     enums: dict[str, Any] = {}
     for unit in elf.get_dwarf_info().iter_CUs():
         for die in unit.get_top_DIE().iter_children():
             name = name_of(die)
-            if "DW_AT_declaration" in die.attributes:
+            if not name or "DW_AT_declaration" in die.attributes:
                 continue
-            if die.tag == "DW_TAG_structure_type" and name in STRUCTS and name not in structs:
+            if die.tag == "DW_TAG_structure_type" and name not in structs:
                 size = value_of(die, "DW_AT_byte_size")
                 structs[name] = {"size": size, "fields": fields_of(die)}
-            elif die.tag == "DW_TAG_enumeration_type" and name in ENUMS and name not in enums:
+            elif die.tag == "DW_TAG_enumeration_type" and name not in enums:
                 enums[name] = {
                     name_of(e): value_of(e, "DW_AT_const_value") for e in die.iter_children()
                 }
-    missing = (set(STRUCTS) - set(structs)) | (set(ENUMS) - set(enums))
-    if missing:
-        sys.exit(f"abi.py: not in the image's DWARF: {', '.join(sorted(missing))}")
     return structs, enums
 
 
@@ -208,11 +190,16 @@ def read_calls(image: Image, elf: ELFFile, enums: dict[str, Any]) -> list[dict[s
 
 
 def read_symbols(elf: ELFFile) -> dict[str, int]:
+    """Variables and the labels of linker.ld; of the static ones, those with a name of their own."""
     table = section(elf, ".symtab")
+    found = [
+        s for s in table.iter_symbols() if s["st_info"]["type"] in ("STT_OBJECT", "STT_NOTYPE")
+    ]
+    count = Counter(s.name for s in found)
     return {
         s.name: s["st_value"]
-        for s in table.iter_symbols()
-        if s["st_info"]["type"] == "STT_OBJECT" and s["st_info"]["bind"] == "STB_GLOBAL"
+        for s in found
+        if s.name and (count[s.name] == 1 or s["st_info"]["bind"] == "STB_GLOBAL")
     }
 
 
@@ -226,12 +213,12 @@ def main() -> None:
         abi = {
             "build_id": next(n["n_desc"] for n in notes if n["n_type"] == "NT_GNU_BUILD_ID"),
             "calls": read_calls(image, elf, enums),
-            "structs": {n: s for n, s in sorted(structs.items()) if not n.startswith("call_")},
-            "enums": {n: e for n, e in sorted(enums.items()) if not n.startswith("call_")},
+            "structs": dict(sorted(structs.items())),
+            "enums": dict(sorted(enums.items())),
             "symbols": dict(sorted(read_symbols(elf).items())),
         }
     with open(target, "w") as f:
-        json.dump(abi, f, indent=1)
+        json.dump(abi, f, separators=(",", ":"))
         f.write("\n")
 
 

@@ -148,6 +148,13 @@ boot_gdtr_high:
     .word boot_gdt_end - boot_gdt - 1
     .quad boot_gdt
 
+/* The address space's layout, for those who look at the memory from outside. */
+    .globl layout_direct_map, layout_page_array, layout_stacks, layout_devices
+    .set layout_direct_map, DIRECT_MAP
+    .set layout_page_array, VMEMMAP
+    .set layout_stacks, KSTACK_AREA
+    .set layout_devices, DEVICE_AREA
+
 /* A boot stack for the 32-bit call above and the first C code; kernel_main moves to a guarded one. */
     .section .bss
     .balign 16

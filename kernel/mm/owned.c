@@ -92,12 +92,24 @@ int owned_alloc_array(struct owner *o, unsigned order, u32 n, u64 *paddrs, u32 *
     return 0;
 }
 
-/* Takes the block from its owner, in a state that pages_free accepts. */
+/* Changes a block's flags, and the owner's sums with them. */
+static void flags_set(struct owner *o, struct page *p, u8 flags)
+{
+    o->dirty += !!(flags & PG_DIRTY) - !!(p->flags & PG_DIRTY);
+    o->locked += !!(flags & PG_LOCKED) - !!(p->flags & PG_LOCKED);
+    p->flags = flags;
+}
+
+/* Takes the block from its owner, in a state that pages_free accepts; nothing is left in its page. */
 static void block_release(struct owner *o, u64 pfn, struct page *p)
 {
     unsigned order = p->order;
     list_remove(o, p);
+    if (unlikely(p->flags))
+        flags_set(o, p, 0);
+    o->extra_refs -= p->refs - 1;
     o->pages -= 1ull << order;
+    p->links = (struct page_links){0};
     p->head = page_head(PAGE_CLIENT, order, o->id);
     pages_free(pfn, order, PAGE_CLIENT, o->id);
 }
@@ -142,6 +154,7 @@ int owned_claim(struct owner *o, u64 pfn)
         if (p->refs == UINT32_MAX)
             return -EOVERFLOW;
         p->refs++;
+        o->extra_refs++;
         return 0;
     }
     int err = pages_claim(pfn, PAGE_CLIENT, o->id);
@@ -161,6 +174,7 @@ int owned_get(struct owner *o, u64 pfn, u32 *refs)
     if (p->refs == UINT32_MAX)
         return -EOVERFLOW;
     *refs = ++p->refs;
+    o->extra_refs++;
     return 0;
 }
 
@@ -178,6 +192,7 @@ int owned_put(struct owner *o, u64 pfn, u32 *refs)
         return 0;
     }
     *refs = --p->refs;
+    o->extra_refs--;
     return 0;
 }
 
@@ -191,7 +206,7 @@ int owned_flags(struct owner *o, u64 pfn, u32 set, u32 clear)
         return -EINVAL;
     if (clear & PG_DIRTY && p->flags & PG_MAPPED)
         aspace_dirty(&o->aspace, ((struct frame_map *)p->descriptor)->vaddr, true);
-    p->flags = (u8)((p->flags & ~clear) | set);
+    flags_set(o, p, (u8)((p->flags & ~clear) | set));
     return 0;
 }
 
@@ -223,7 +238,7 @@ static void unmap(struct owner *o, struct page *p)
     bool dirty;
     aspace_unmap(&o->aspace, map->vaddr, &dirty);
     p->links = map->links;
-    p->flags = (u8)((p->flags & ~PG_MAPPED) | (dirty ? PG_DIRTY : 0));
+    flags_set(o, p, (u8)((p->flags & ~PG_MAPPED) | (dirty ? PG_DIRTY : 0)));
     pool_free(&frame_maps, map);
 }
 

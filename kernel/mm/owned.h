@@ -5,6 +5,9 @@
  * when the owner goes. A mapped frame has a descriptor (struct frame_map) that holds its address and,
  * meanwhile, its place in the list.
  *
+ * The sums in struct owner are those of the list: each state of a block is told twice, so that a look
+ * from outside finds a word that went wrong.
+ *
  * All functions refuse with -EINVAL what is not the first frame of a live block of this owner.
  *
  * Lock: owner.lock for the list and for every page in it.
@@ -17,7 +20,9 @@ struct owner {
     u16 id;    /* not 0 */
     u32 first; /* pfn of the first block in the list, 0: none */
     struct spinlock lock;
-    u64 blocks, pages;
+    u32 dirty, locked; /* blocks with that flag */
+    u64 blocks, pages; /* in the list */
+    u64 extra_refs;    /* references beyond each block's first */
     struct aspace aspace;
 };
 

@@ -4,7 +4,8 @@
  *
  * The first word (head) of a live block's first frame says everything that a free must match. All
  * other frames - free, in a magazine, tail of a block, reserved, not there - have a head of zero.
- * So boot touches nothing, and no wrong free can look like a right one.
+ * So boot touches nothing, and no wrong free can look like a right one. The second word is zero too
+ * wherever the kind does not use it: only PAGE_CLIENT does.
  *
  * Locks: a page belongs to whoever its kind says; PAGE_CLIENT pages are under their owner's lock.
  */

@@ -42,6 +42,7 @@ u64 client_close(struct client *c)
     ring_close_all(c);
     u64 pages = owned_release_all(&c->owner);
     __atomic_store_n(&c->open, false, __ATOMIC_RELEASE);
+    *c = (struct client){0};
     return pages;
 }
 

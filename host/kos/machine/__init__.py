@@ -4,19 +4,27 @@ import os
 import threading
 import time
 import weakref
-from typing import Any, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from kos import image
 from kos._closing import Closing
 from kos.abi import Abi
 from kos.exceptions import BootError, HostError, KernelPanic, KOSError, MachineExited
+from kos.inspect import registers
 from kos.machine._argv import Accel, choose_accel, parse_size
-from kos.machine._ram import MachineType
+from kos.machine._ram import MachineType, RamLayout
+from kos.machine._snapshot import Snapshot, States
 from kos.machine.console import Console
 from kos.machine.qemu import Qemu
 from kos.rpc.client import Batch, Client
 from kos.rpc.ring import Ring
 from kos.rpc.wire import Wire
+
+if TYPE_CHECKING:
+    from kos.inspect.view import View
 
 __all__ = ["Machine", "Monitor"]
 
@@ -51,6 +59,22 @@ class Monitor:
             'running'
         """
         return self._qemu.execute(command, timeout=timeout, **arguments)
+
+    def human(self, command: str) -> str:
+        """Run a command of QEMU's monitor for people.
+
+        Args:
+            command: A line such as `info registers`.
+
+        Returns:
+            What it printed.
+
+        Example:
+            >>> import kos
+            >>> kos.default_machine().qmp.human("info status").strip()
+            'VM status: running'
+        """
+        return self._qemu.human(command)
 
 
 class Machine(Closing):
@@ -107,6 +131,9 @@ class Machine(Closing):
             append=append.strip(),
         )
         self.accel = accelerator
+        self.machine_type = machine
+        self._states = States(self._qemu)
+        self._snapshot: Snapshot | None = None
         self._start()
 
     def _start(self) -> None:
@@ -154,6 +181,11 @@ class Machine(Closing):
         """Raise HostError in a process that was forked from the one that booted the machine."""
         if os.getpid() != self._owner:
             raise HostError("this machine belongs to the parent process; boot one here")
+
+    def _check_open(self) -> None:
+        self.check_owner()
+        if self._closed:
+            raise HostError("the machine is closed")
 
     def guest_stopped(self) -> None:
         """QEMU says that the guest shut down or reset itself."""
@@ -225,6 +257,62 @@ class Machine(Closing):
             raise ValueError(f"no RAM at physical address {paddr:#x}")
         return offset
 
+    @property
+    def ram_layout(self) -> RamLayout:
+        """Where in `ram` each physical address lies."""
+        return self._qemu.layout
+
+    def ram_in_use(self) -> list[tuple[int, int]]:
+        """Start and end in `ram` of each part that was ever written to; all else is zero."""
+        return self._qemu.memory.extents()
+
+    # Looking inside
+
+    @cached_property
+    def view(self) -> "View":
+        """The kernel's memory by the names of its source, while it runs; see `View`.
+
+        Example:
+            >>> import kos
+            >>> vm = kos.default_machine()
+            >>> vm.view["zones"][1].name.string_(), int(vm.view["cpu_count"])
+            (b'NORMAL', 2)
+        """
+        from kos.inspect.view import View
+
+        # Not `self`: a machine that is dropped must be able to go.
+        read = partial(registers.read, self.qmp)
+        return View(self.kernel, self.abi, self.ram, self.ram_layout, read)
+
+    def registers(self) -> list[dict[str, int]]:
+        """The registers of each CPU, by name; of a CPU that is busy, the last that QEMU knows.
+
+        Example:
+            >>> import kos
+            >>> [cpu["cs"] for cpu in kos.default_machine().registers()]
+            [8, 8]
+        """
+        return registers.read(self.qmp)
+
+    def dump(self, path: str | os.PathLike[str]) -> None:
+        """Save RAM, registers, console and build id in one file, which `kos inspect` opens.
+
+        It works on a machine that runs, that has panicked, and, without registers, when QEMU has
+        ended. See `kos.inspect.Dump`; gdb reads the file too.
+
+        Args:
+            path: The file; it is replaced if it exists.
+
+        Example:
+            >>> import tempfile
+            >>> import kos
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     kos.default_machine().dump(f"{folder}/dump")
+        """
+        from kos.inspect.dump import write
+
+        write(self, path)
+
     def make_ring(self, paddr: int, timeout: float) -> Ring:
         """The ring that the kernel has at a physical address."""
         return Ring(self.ram, self.ram_offset(paddr), paddr, self.wire, timeout)
@@ -247,12 +335,126 @@ class Machine(Closing):
         """Let the CPUs go on."""
         self._qemu.resume()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep the machine still inside a `with`: what is read there belongs to one instant.
+
+        A machine that is paused already stays so afterwards.
+
+        Example:
+            >>> import kos
+            >>> vm = kos.default_machine()
+            >>> with vm.paused():
+            ...     int(vm.view["zones"][1].managed) > 0
+            True
+        """
+        try:
+            running = self._qemu.is_running()
+        except MachineExited:
+            running = False  # its RAM is still here, and still
+        if running:
+            self.pause()
+        try:
+            yield
+        finally:
+            if running:
+                self.resume()
+
+    # Going back
+
+    def snapshot(self) -> Snapshot:
+        """Keep the state of everything, so that `restore` can go back to it.
+
+        Memory, CPUs, devices, what the console has printed, and which clients are connected are
+        kept. It takes as long as copying the RAM that is in use.
+
+        Returns:
+            The snapshot. It is kept as long as somebody holds it, or it is the last one.
+
+        Raises:
+            KernelPanic, MachineExited: There is nothing to go back to any more.
+
+        Example:
+            >>> import kos
+            >>> with kos.boot(memory="64M") as vm:
+            ...     before = vm.snapshot()
+            ...     addr = vm.client.buddy_alloc(4)
+            ...     vm.restore(before)
+            ...     vm.client.client_info(0).pages
+            0
+        """
+        with self._lock:
+            self._check_open()
+            self.wire.check()
+            with self.wire.idle():
+                running = self._qemu.is_running()
+                with self.paused():
+                    self._snapshot = self._save(running)
+            return self._snapshot
+
+    def _save(self, running: bool) -> Snapshot:
+        host = {
+            "client": self._client,
+            "boot_ticks": self.boot_ticks,
+            "abandoned": list(self.abandoned),
+            "console": self.console.save(),
+        }
+        clients = [(client, client.ring_addresses) for client in self.clients]
+        ram = self._qemu.memory.save()
+        return Snapshot(self._states, self._states.save(), ram, running, host, clients)
+
+    def restore(self, snapshot: Snapshot | None = None) -> None:
+        """Go back to a snapshot: everything is as it was when that was made.
+
+        Clients that were connected then are connected again, with what they owned then; those that
+        have come since are closed. Calls that wait for an answer end with HostError. A machine that
+        has panicked meanwhile runs again.
+
+        Args:
+            snapshot: The last one that was made when left out. It can be used any number of times.
+
+        Raises:
+            ValueError: It is another machine's, or there is none.
+            MachineExited: QEMU has ended.
+        """
+        with self._lock:
+            self._check_open()
+            snapshot = snapshot or self._snapshot
+            if snapshot is None or snapshot.states is not self._states:
+                what = "there is no snapshot" if snapshot is None else f"{snapshot!r} is another's"
+                raise ValueError(f"{what}: `snapshot()` makes one")
+            for client in list(self.clients):
+                client.forget()
+            self.wire.interrupt()
+            try:
+                self._load(snapshot)
+            except KOSError as error:
+                self.wire.fail(error)
+                raise
+
+    def _load(self, snapshot: Snapshot) -> None:
+        qemu, host = self._qemu, snapshot.host
+        qemu.pause()
+        qemu.reset_stopped()
+        old = qemu.replace_lines()
+        self.wire.replace_lines(qemu.console_fd, qemu.wire_fd)
+        self.console.attach(qemu.console_fd)
+        for line in old:
+            line.close()
+        self._states.load(snapshot.name)
+        qemu.memory.load(snapshot.ram)
+        self.abandoned[:] = host["abandoned"]
+        for client, rings in snapshot.clients:
+            client.rejoin(rings)
+        self._client, self.boot_ticks = host["client"], host["boot_ticks"]
+        self.console.load(host["console"])
+        if snapshot.running:
+            qemu.resume()
+
     def reset(self) -> None:
         """Boot the kernel anew, with its memory zeroed. All clients but the machine's own end."""
         with self._lock:
-            self.check_owner()
-            if self._closed:
-                raise HostError("the machine is closed")
+            self._check_open()
             for client in list(self.clients):
                 client.forget()
             self.abandoned.clear()

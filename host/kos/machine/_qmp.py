@@ -135,6 +135,23 @@ class Monitor:
             answer.cancel()
             raise CallTimeout(command, timeout) from None
 
+    def send_fd(self, fd: int, name: str, timeout: float) -> None:
+        """Hand QEMU a copy of a descriptor, which commands then know by that name.
+
+        Raises:
+            MonitorError, CallTimeout, MonitorLost: As `execute`.
+        """
+
+        async def send() -> None:
+            await asyncio.shield(self._connecting)
+            self._client.send_fd_scm(fd)
+
+        try:
+            self._submit(send()).result(timeout)
+        except (QMPError, OSError, TimeoutError, asyncio.CancelledError) as error:
+            raise MonitorLost(repr(error)) from None
+        self.execute("getfd", {"fdname": name}, timeout)
+
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         """Call back for each event, on the loop's thread; returns what ends the subscription."""
         self._dispatcher.callbacks.append(callback)

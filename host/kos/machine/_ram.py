@@ -5,8 +5,10 @@ QEMU sees a single RAM block. On the guest's side the block is cut in two around
 megabyte.
 """
 
+import errno
 import mmap
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +51,27 @@ class RamLayout:
         return None
 
 
+def subtract(
+    ranges: list[tuple[int, int]], taken: list[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """What of some ranges is in none of the others; both are sorted.
+
+    Example:
+        >>> list(subtract([(0, 10), (20, 30)], [(2, 4), (8, 25)]))
+        [(0, 2), (4, 8), (25, 30)]
+    """
+    for start, end in ranges:
+        at = start
+        for first, last in taken:
+            if last <= at or first >= end:
+                continue
+            if first > at:
+                yield at, first
+            at = max(at, last)
+        if at < end:
+            yield at, end
+
+
 class GuestRam:
     """The memory file and this process's mapping of it.
 
@@ -69,6 +92,32 @@ class GuestRam:
         """A writable view of the RAM. It outlives `close()` for as long as somebody holds it."""
         # A slice, so that every holder counts by itself and close() can tell whether one is left.
         return self._view[:]
+
+    def extents(self) -> list[tuple[int, int]]:
+        """Start and end of each part that somebody has written to; all else is zero."""
+        found: list[tuple[int, int]] = []
+        at = 0
+        while True:
+            try:
+                start = os.lseek(self.fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                return found
+            at = os.lseek(self.fd, start, os.SEEK_HOLE)
+            found.append((start, at))
+
+    def save(self) -> list[tuple[int, bytes]]:
+        """The contents: offset and bytes of each part that is not all zero."""
+        return [(start, self._map[start:end]) for start, end in self.extents()]
+
+    def load(self, contents: list[tuple[int, bytes]]) -> None:
+        """Make the contents again what they were at `save`."""
+        kept = [(start, start + len(data)) for start, data in contents]
+        for start, end in subtract(self.extents(), kept):
+            self._map.madvise(mmap.MADV_REMOVE, start, end - start)
+        for start, data in contents:
+            self._map[start : start + len(data)] = data
 
     def zero(self) -> None:
         """Give every page back to the host; the guest and all views read zeros afterwards."""

@@ -63,6 +63,18 @@ class Console:
         self._booted_at = self.position
         self._prompted = False
 
+    def save(self) -> tuple[bytes, int, int, bool]:
+        """Called by the machine: what `load` needs to make the console what it is now."""
+        with self._changed:
+            return bytes(self._raw), self._dropped, self._booted_at, self._prompted
+
+    def load(self, saved: tuple[bytes, int, int, bool]) -> None:
+        """Called by the machine when it goes back to an earlier state: so does the text."""
+        with self._changed:
+            raw, self._dropped, self._booted_at, self._prompted = saved
+            self._raw[:] = raw
+            self._changed.notify_all()
+
     def wake(self) -> None:
         """Called at the machine's end, so that nobody waits for text that cannot come."""
         with self._changed:

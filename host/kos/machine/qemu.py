@@ -105,9 +105,11 @@ class Qemu(Closing):
             for ours, theirs in pairs:
                 undo.callback(ours.close)
                 guest_ends.callback(theirs.close)
-            (self._console, console), (self._wire, wire), (monitor_socket, monitor) = pairs
-            self._console.setblocking(False)
-            self._wire.setblocking(False)
+            (our_console, console), (our_wire, wire), (monitor_socket, monitor) = pairs
+            #: Our ends of COM1 and COM2.
+            self._lines = [our_console, our_wire]
+            for line in self._lines:
+                line.setblocking(False)
             fds = {
                 "ram_fd": self._ram.fd,
                 "console_fd": console.fileno(),
@@ -121,7 +123,7 @@ class Qemu(Closing):
 
             self._monitor = Monitor(monitor_socket, self._process.pidfd)
             undo.pop_all()
-        resources = (self._process, self._ram, self._console, self._wire)
+        resources = (self._process, self._ram, self._lines)
         self._release = weakref.finalize(self, _release, self._owner, *resources)
 
     # What it is
@@ -144,12 +146,22 @@ class Qemu(Closing):
     @property
     def console_fd(self) -> int:
         """Our non-blocking end of COM1; -1 after `close()`."""
-        return self._console.fileno()
+        return self._lines[0].fileno()
 
     @property
     def wire_fd(self) -> int:
         """Our non-blocking end of COM2; -1 after `close()`."""
-        return self._wire.fileno()
+        return self._lines[1].fileno()
+
+    @property
+    def memory(self) -> GuestRam:
+        """Guest RAM as a file: which parts are in use, saving and loading all of it."""
+        return self._ram
+
+    @property
+    def layout(self) -> RamLayout:
+        """Where in RAM a physical address lies."""
+        return self._layout
 
     @property
     def ram(self) -> memoryview:
@@ -201,6 +213,11 @@ class Qemu(Closing):
         except CallTimeout as error:
             error.console = self.console_tail()
             raise
+
+    def human(self, command: str) -> str:
+        """Run a command of QEMU's monitor for people, and return what it printed."""
+        said: str = self.execute("human-monitor-command", **{"command-line": command})  # type: ignore[arg-type]
+        return said
 
     def on_event(self, callback: "Callable[[Event], None]") -> Callable[[], None]:
         """Call back for each QMP event from now on.
@@ -262,6 +279,10 @@ class Qemu(Closing):
         """Let a paused guest go on. One that has shut down needs `reset()` instead."""
         self.execute("cont")
 
+    def is_running(self) -> bool:
+        """Whether the CPUs run: not paused, and not stopped by a triple fault."""
+        return bool(self.execute("query-status")["running"])
+
     def reset(self, *, zero_ram: bool = True) -> None:
         """Boot the guest anew in the same process, also after a triple fault.
 
@@ -294,6 +315,37 @@ class Qemu(Closing):
         finally:
             unsubscribe()
             self.execute("set-action", reboot="shutdown")
+
+    def reset_stopped(self) -> None:
+        """After a triple fault nothing but a reset lets the guest run again; it stays paused."""
+        if self.execute("query-status")["status"] == "shutdown":
+            self._reset_cpus()
+
+    def send_fd(self, fd: int, name: str) -> None:
+        """Hand QEMU a copy of a descriptor, which commands then know by that name."""
+        self._check_owner()
+        try:
+            self._monitor.send_fd(fd, name, DEATH_DEADLINE)
+        except self._monitor.Lost:
+            raise self._exit_error() from None
+
+    def replace_lines(self) -> list[socket.socket]:
+        """Give both serial lines new sockets: what is under way in the old ones is never read.
+
+        Returns:
+            The old ones, for the caller to close once nobody waits for them.
+        """
+        old = list(self._lines)
+        for index, name in enumerate(("console", "wire")):
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            self._lines[index] = ours
+            with theirs:
+                self.send_fd(theirs.fileno(), f"kos-{name}")
+            address = {"type": "fd", "data": {"str": f"kos-{name}"}}
+            backend = {"type": "socket", "data": {"addr": address, "server": False}}
+            self.execute("chardev-change", id=name, backend=backend)
+        return old
 
     # The end
 
@@ -343,7 +395,7 @@ def _end(process: Process) -> None:
         process.close()
 
 
-def _release(owner: int, process: Process, ram: GuestRam, *lines: socket.socket) -> None:
+def _release(owner: int, process: Process, ram: GuestRam, lines: list[socket.socket]) -> None:
     """Kill QEMU and close what connected it to this process; in a forked child, only the latter."""
     if os.getpid() == owner:
         _end(process)

@@ -142,12 +142,18 @@ class Client(Calls, Closing):
         self._dead: list[Ring] = []
         self._closed = False
         self.id, ring = ready or self._control(_CLIENT_OPEN, (), name.encode())
-        self._keep(ring)
-        machine.clients.add(self)
         _clients.add(self)
+        self._join([ring])
+
+    def _join(self, rings: list[int]) -> None:
+        """Be one of the machine's clients, with these rings."""
+        self._closed = False
+        self.machine.clients.add(self)
+        for paddr in rings:
+            self._keep(paddr)
         # Dropped without being closed: the kernel is told at the machine's next connect. The list,
         # not the machine, is held: a dropped machine must be able to go.
-        self._release = weakref.finalize(self, machine.abandoned.append, self.id)
+        self._release = weakref.finalize(self, self.machine.abandoned.append, self.id)
 
     def _control(self, number: int, args: tuple[int, ...], data: bytes = b"") -> tuple[int, int]:
         status, (first, second, _) = self.machine.wire.call(
@@ -262,6 +268,21 @@ class Client(Calls, Closing):
         self._local = threading.local()
         self._spare.clear()
         self._release.detach()
+
+    @property
+    def ring_addresses(self) -> list[int]:
+        """Physical addresses of the rings that this client has."""
+        return sorted(ring.paddr for ring in self._rings)
+
+    def rejoin(self, rings: list[int]) -> None:
+        """Called by the machine when it is back in a state in which the client had these rings.
+
+        Threads that still hold one from before give it back to the lists from before.
+        """
+        self.forget()
+        self._rings = weakref.WeakSet()
+        self._spare, self._dead = [], []
+        self._join(rings)
 
     def close(self) -> None:
         """Give everything back. Closing twice, or after the machine, does nothing."""

@@ -4,13 +4,14 @@ The thread ends every wait the moment its end is known: the reply, a panic, QEMU
 on `failure` says why nothing more will come.
 """
 
+import contextlib
 import os
 import select
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 
 from kos.abi import Abi
@@ -48,6 +49,7 @@ class Wire:
         self._on_exit = on_exit
         self._console = console
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll = select.poll()
         self._later: deque[Callable[[], None]] = deque()
         self._closing = False
         self._decoder = frames.Decoder()
@@ -69,7 +71,7 @@ class Wire:
     # The thread
 
     def _run(self) -> None:
-        poll = select.poll()
+        poll = self._poll
         for fd in (self._console_fd, self._wire_fd, self._pidfd, self._stop_fd):
             poll.register(fd, select.POLLIN)
         while True:
@@ -160,15 +162,44 @@ class Wire:
         self.wake()
         self._console.wake()
 
-    def restart(self) -> None:
-        """The machine is about to boot anew: what was said before does not count."""
+    def interrupt(self) -> None:
+        """What was asked before will not be answered: whoever waits gets an error."""
         self.failure = None
         self.boots += 1
         self._inbox.put(None)
         self.wake()
         self.leaving = False
+
+    def restart(self) -> None:
+        """The machine is about to boot anew: what was said before does not count."""
+        self.interrupt()
         self.hello = None
         self.ready.clear()
+
+    @contextlib.contextmanager
+    def idle(self) -> Iterator[None]:
+        """Inside the `with` no call is under way on the wire."""
+        with self._call_lock:
+            yield
+
+    def replace_lines(self, console_fd: int, wire_fd: int) -> None:
+        """Listen and talk on other descriptors from now on; the old ones are not used again."""
+        done = threading.Event()
+
+        def replace() -> None:
+            for old, new in ((self._console_fd, console_fd), (self._wire_fd, wire_fd)):
+                with contextlib.suppress(KeyError):  # its other end was gone
+                    self._poll.unregister(old)
+                self._poll.register(new, select.POLLIN)
+            self._console_fd, self._wire_fd = console_fd, wire_fd
+            self._decoder = frames.Decoder()
+            done.set()
+
+        with self._write_lock:  # nobody is in the middle of sending a frame
+            self.after_output(replace)
+            while not done.wait(0.1):
+                if not self._thread.is_alive():
+                    raise HostError("the machine has ended")
 
     def close(self) -> None:
         """End the thread. The descriptors belong to the caller, who may close them afterwards."""

@@ -72,8 +72,9 @@ u64 chain_free(struct chain *c)
 {
     u64 refused = 0;
     while (c->first) {
-        const struct page *p = page_at(c->first);
+        struct page *p = page_at(c->first);
         u64 next = p->links.next;
+        p->links = (struct page_links){0};
         refused += pages_free(c->first, p->order, PAGE_KERNEL, MMTEST_OWNER) != 0;
         c->first = next;
     }
