@@ -29,8 +29,8 @@ static bool loop_pending(const struct cpu *cpu)
 
 static void loop_halt(struct cpu *cpu)
 {
+    ring_set_doorbell(cpu->id, true); /* a CPU that is marked asleep holds no ring's lock */
     __atomic_store_n(&cpu->asleep, true, __ATOMIC_SEQ_CST);
-    ring_set_doorbell(cpu->id, true);
     cpu_fence(); /* the flags are visible before the last look */
     cpu_irq_disable();
     if (!loop_pending(cpu)) {

@@ -45,6 +45,16 @@ def _parser() -> argparse.ArgumentParser:
     test = add("test", "run the in-kernel tests; KTAP output", "ktest")
     test.add_argument("prefix", nargs="?", default="", help="only tests whose name starts so")
     test.add_argument("--json", action="store_true", help="one JSON object instead of KTAP")
+    inspect = add("inspect", "look into a kernel: a prompt, or one value", "inspect")
+    inspect.add_argument(
+        "what",
+        nargs="*",
+        metavar="DUMP | EXPRESSION",
+        help="a dump to open instead of booting; a value to print, such as zones[1].managed",
+    )
+    audit = add("audit", "check a kernel's memory management from outside", "audit")
+    audit.add_argument("dump", nargs="?", help="a dump to check instead of booting a machine")
+    audit.add_argument("--json", action="store_true", help="machine-readable output")
     bench = add("bench", "measure, and print a table", "bench", boots=False)
     bench.add_argument("only", nargs="*", help="only these measurements; 'list' names them")
     bench.add_argument(

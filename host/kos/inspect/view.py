@@ -144,7 +144,7 @@ class View:
             names: More names, which go before the kernel's.
 
         Raises:
-            KeyError: A name is not known.
+            NameError: A name is not known.
             SyntaxError: It is no expression.
 
         Example:
@@ -153,13 +153,7 @@ class View:
             1
         """
         code = compile(expression.strip(), "<expression>", "eval")
-        known = _Names(self, names or {})
-        try:
-            return eval(code, {}, known)
-        except NameError:
-            if known.unknown is None:
-                raise
-            raise known.unknown from None
+        return eval(code, Names(self, names or {}))
 
     def read(self, address: int, count: int) -> bytes:
         """Memory at one of the kernel's virtual addresses.
@@ -368,19 +362,23 @@ class View:
         return drgn.Object(self.program, "struct page", address=address)
 
 
-class _Names(dict[str, Any]):
-    """The names of an expression: those given, Python's own, then the kernel's."""
+class Names(dict[str, Any]):
+    """The names of a program that looks into a kernel: its own, Python's, then the kernel's.
+
+    Args:
+        view: Where the kernel's are looked up.
+        names: The program's own.
+    """
 
     def __init__(self, view: View, names: Mapping[str, Any]) -> None:
         super().__init__(names)
         self._view = view
-        self.unknown: KeyError | None = None
 
     def __missing__(self, name: str) -> Any:
-        if hasattr(builtins, name):
+        if hasattr(builtins, name) or name.startswith("__"):
             raise KeyError(name)
         try:
             return self._view[name]
         except KeyError as error:
-            self.unknown = error
-            raise
+            # Not a KeyError: that would make Python go on looking, and say less.
+            raise NameError(error.args[0]) from None

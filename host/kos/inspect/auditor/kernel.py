@@ -66,6 +66,9 @@ class Kernel:
         self.features = self.array("cpu_features", "cpu_features", 1)[0]
         self.cpu_count = self.number("cpu_count", 4)
         self.page_end = self.number("page_end_pfn")
+        if not 0 < self.page_end <= (target.memory >> 12) + (1 << 20):
+            found.broken("memmap.end", f"page_end_pfn is {self.page_end:#x}, beyond all RAM")
+            raise Unsound
 
     # Reading
 

@@ -36,15 +36,18 @@ def canonical(vaddr: int) -> int:
 
 
 def leaves(
-    k: Kernel, table: int, level: int, base: int, indices: range, tables: list[tuple[int, int]],
+    k: Kernel, table: int, level: int, base: int, indices: range, tables: dict[int, int],
     upper_flags: int,
 ) -> Iterator[Leaf]:  # fmt: skip
     """All pages that a table maps, in order; tables that it goes through are added to `tables`.
+
+    Only the one that stands for holes in the page array may be met twice.
 
     Entries that are neither zero nor present, and tables with other bits than they must have, are
     told as violations and passed over.
     """
     entries = k.words(table, 512)
+    zero = k.symbols["zero_table"] - k.image_base
     span = 1 << (12 + 9 * (level - 1))
     for index in np.flatnonzero(entries):
         i, entry = int(index), int(entries[index])
@@ -65,10 +68,10 @@ def leaves(
             below = entry & ADDRESS
             if flags not in (upper_flags, PRESENT) or entry & 0x40:
                 k.found.broken("table.entry", f"{what} should have the bits {upper_flags:#x}")
-            tables.append((below, level - 1))
-            if len(tables) > k.page_end:
-                k.found.broken("table.loop", f"{what} leads in a circle")
-                raise Unsound
+            if below in tables and below != zero:
+                k.found.broken("table.shared", f"{what} leads to a table that is in use already")
+                continue
+            tables[below] = level - 1
             yield from leaves(k, below, level - 1, base + i * span, range(512), tables, upper_flags)
 
 
@@ -78,13 +81,13 @@ def check_kernel_tables(k: Kernel, account: Account) -> None:
     if root % PAGE or not root or root >> 12 >= k.page_end:
         k.found.broken("table.root", f"kernel_root is {root:#x}")
         raise Unsound
-    tables = [(root, 4)]
+    tables = {root: 4}
     lower = np.flatnonzero(k.words(root, 256))
     if len(lower):
         k.found.broken("table.root", f"entry {int(lower[0])} of the kernel's top table is not zero")
     found = list(leaves(k, root, 4, 0, range(256, 512), tables, PRESENT | WRITE))
     image = range(k.symbols["kernel_start"], k.symbols["kernel_end"])
-    frames = {t >> 12 for t, _ in tables if t + k.image_base not in image}
+    frames = {t >> 12 for t in tables if t + k.image_base not in image}
     account.give("the kernel: page tables", np.array(sorted(frames), np.int64))
     areas = {
         "direct map": (k.direct, 1 << 39),
@@ -257,7 +260,7 @@ def check_client_tables(k: Kernel, client: int, root: int) -> tuple[dict[int, in
     Returns:
         The virtual address of each frame that is mapped, and the addresses of all tables.
     """
-    tables = [(root, 4)]
+    tables = {root: 4}
     upper = k.words(root, 512)[256:] & ~np.uint64(HARDWARE)
     kernel = k.words(k.memory.kernel_root, 512)[256:] & ~np.uint64(HARDWARE)
     wrong = np.flatnonzero(upper != kernel)
@@ -278,9 +281,9 @@ def check_client_tables(k: Kernel, client: int, root: int) -> tuple[dict[int, in
                 f"{leaf.flags:#x}",
             )
         mapped[leaf.paddr] = leaf.vaddr
-    for table, level in tables:
+    for table, level in tables.items():
         _check_table_page(k, client, table, level)
-    return mapped, [table for table, _ in tables]
+    return mapped, list(tables)
 
 
 def _check_table_page(k: Kernel, client: int, table: int, level: int) -> None:
