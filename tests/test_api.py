@@ -129,6 +129,7 @@ def test_memory_manager(default_vm: Machine, boot: Boot) -> None:
 # Page frames
 
 
+@pytest.mark.kos(leaks="allow")
 def test_a_fresh_frame(default_vm: Machine) -> None:
     frame = PageFrameAllocator().alloc_page()
     assert frame.physical_addr % PAGE == 0
@@ -205,6 +206,7 @@ def test_addresses_of_no_frame(default_vm: Machine, addr: int) -> None:
     assert stats(default_vm) == before
 
 
+@pytest.mark.kos(leaks="allow")
 @pytest.mark.parametrize("addr", [1.5, "0x5000", None, True], ids=repr)
 def test_addresses_of_wrong_types(default_vm: Machine, addr: Any) -> None:
     with pytest.raises(TypeError, match="physical_addr"):
@@ -267,6 +269,7 @@ def test_orders_out_of_range(default_vm: Machine, order: int) -> None:
             buddy_alloc(wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.kos(leaks="allow")
 def test_free_pages_stops_at_the_one_that_is_refused(default_vm: Machine, boot: Boot) -> None:
     before, allocator = stats(default_vm), PageFrameAllocator()
     frames = allocator.alloc_pages(3)
@@ -313,6 +316,7 @@ def test_what_keeps_a_frame_from_being_freed(default_vm: Machine) -> None:
 # Mappings
 
 
+@pytest.mark.kos(leaks="allow")
 def test_mapping_and_hardware_dirt(default_vm: Machine) -> None:
     client, frame = default_vm.client, PageFrameAllocator().alloc_page()
     frame.map_virtual(0x7FFFFFFFE000)
@@ -336,6 +340,7 @@ def test_mapping_and_hardware_dirt(default_vm: Machine) -> None:
     assert caught[0].results[0] == 0x7FFFFFFFE010
 
 
+@pytest.mark.kos(leaks="allow")
 def test_what_cannot_be_mapped(default_vm: Machine) -> None:
     frame, other = PageFrameAllocator().alloc_pages(1)
     for vaddr in (0, 0x1001, 0xFFF, 0x7FFFFFFFF001, 1 << 47, 0xFFFF800000000000, 2**64, -PAGE):
@@ -358,6 +363,7 @@ def test_what_cannot_be_mapped(default_vm: Machine) -> None:
 # The buddy functions
 
 
+@pytest.mark.kos(leaks="allow")
 def test_wrong_frees_change_nothing(default_vm: Machine) -> None:
     other = default_vm.connect("someone else")
     theirs, live, freed, busy = other.buddy_alloc(2), buddy_alloc(3), buddy_alloc(0), buddy_alloc(1)

@@ -144,6 +144,7 @@ def test_boot_refuses_nonsense(
         boot(**options)
 
 
+@pytest.mark.kos(leaks="allow")
 def test_use_nests_and_belongs_to_its_thread(boot: Boot) -> None:
     one, two = boot(memory="16M", cpus=1), boot(memory="16M", cpus=1)
     seen: list[Machine] = []

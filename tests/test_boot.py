@@ -108,6 +108,7 @@ def test_shape(boot: Boot, machine: str, cpus: int, memory: str) -> None:
     assert len(boot_text(vm).splitlines()) == 4, "three lines and the prompt"
 
 
+@pytest.mark.kos(leaks="allow")
 def test_last_frame_is_usable(boot: Boot) -> None:
     """The highest frame above the PCI hole can be taken, written through the kernel and seen."""
     vm = boot(memory="4G")
@@ -195,6 +196,7 @@ def take_all(vm: Machine) -> Iterator[range]:
                 yield range(int(addr) // FRAME, (int(addr) // FRAME) + (1 << order))
 
 
+@pytest.mark.kos(leaks="allow")
 @pytest.mark.parametrize("name", HOLES)
 def test_holes(boot: Boot, name: str) -> None:
     holes = HOLES[name]
@@ -509,6 +511,7 @@ def test_protection_is_on_in_every_cpu(boot: Boot, machine: str) -> None:
         assert cpu["EFER"] & 1 << 11, "NX"
 
 
+@pytest.mark.kos(leaks="allow")
 def test_cpu_without_smep_and_smap(boot: Boot) -> None:
     vm = boot(memory="64M", cpus=2, deterministic=True)
     for cpu in registers(vm):

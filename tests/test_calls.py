@@ -86,6 +86,7 @@ def test_zone_info(client: Client) -> None:
             client.zone_info(zone)
 
 
+@pytest.mark.kos(leaks="allow")
 def test_client_info(vm: Machine, client: Client) -> None:
     fresh = client.client_info(0)
     assert (fresh.name, fresh.id, fresh.rings) == ("tested", client.id, 1)
@@ -207,6 +208,7 @@ def test_data_of_a_wrong_type(client: Client, bad: Any) -> None:
     assert client.echo(b"still") == b"still"
 
 
+@pytest.mark.kos(leaks="allow")
 def test_data_in_words_is_taken_by_bytes(client: Client) -> None:
     words = array("I", range(5))
     client.page_map(client.page_alloc(0), 0x5000)

@@ -284,6 +284,7 @@ def test_claim(vm: Machine, client: Client) -> None:
     assert free_bytes(vm) == before
 
 
+@pytest.mark.kos(leaks="allow")
 def test_page_info_of_anything(client: Client) -> None:
     end = client.zone_info(1).end_pfn * PAGE
     for addr in (0, 0xA0000, 0x200000, 0x200001, 0x1000, end - 1, client.page_alloc(0)):
@@ -294,6 +295,7 @@ def test_page_info_of_anything(client: Client) -> None:
             client.page_info(addr)
 
 
+@pytest.mark.kos(leaks="allow")
 def test_flags(client: Client) -> None:
     frame = client.page_alloc(0)
     for set_, clear, expected in ((1, 0, 1), (2, 0, 3), (0, 1, 2), (1, 3, 1), (3, 0, 3), (0, 3, 0)):
@@ -342,6 +344,7 @@ def test_map_read_write_unmap(vm: Machine, client: Client) -> None:
     assert before - free_bytes(vm) == client.client_info(0).tables * PAGE
 
 
+@pytest.mark.kos(leaks="allow")
 def test_what_cannot_be_mapped(client: Client) -> None:
     frame, other, block = client.page_alloc(0), client.page_alloc(0), client.buddy_alloc(1)
     for vaddr in (0, 1, 0xFFF, 0x1001, 0x7FFFFFFFFFFF, 1 << 47, KERNEL_TEXT, 2**64 - PAGE):
@@ -362,6 +365,7 @@ def test_what_cannot_be_mapped(client: Client) -> None:
     assert client.page_info(other).flags == 0
 
 
+@pytest.mark.kos(leaks="allow")
 def test_memory_that_no_client_may_touch(client: Client) -> None:
     client.page_map(client.page_alloc(0), 0x7FFFFFFFE000)
     for vaddr in (0, KERNEL_TEXT, 0xFFFF800000200000, 1 << 47, 0x800000000000 - 1, 2**64 - 8):
@@ -374,6 +378,7 @@ def test_memory_that_no_client_may_touch(client: Client) -> None:
         client.mem_read(0x7FFFFFFFE000, LARGEST[client.carrier] + 8)
 
 
+@pytest.mark.kos(leaks="allow")
 @pytest.mark.parametrize("carrier", CARRIERS)
 def test_no_memory_for_page_tables(boot: Boot, carrier: str) -> None:
     vm = boot(memory="16M", cpus=1)

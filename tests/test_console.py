@@ -54,6 +54,7 @@ def test_help(vm: Machine) -> None:
         assert len(line.split()) > 2
 
 
+@pytest.mark.kos(leaks="allow")
 def test_mem(boot: Boot) -> None:
     vm = boot(memory="64M", cpus=2)
     vm.client.buddy_alloc_array(0, 1000)
@@ -83,6 +84,7 @@ def test_mem(boot: Boot) -> None:
     assert sum(int(b, 16) + 1 - int(a, 16) for a, b in ranges) == info.total_bytes
 
 
+@pytest.mark.kos(leaks="allow")
 def test_zones(boot: Boot) -> None:
     vm = boot(memory="64M", cpus=1)
     vm.client.buddy_alloc_array(10, 100)
@@ -138,6 +140,7 @@ def expected_map(vm: Machine, zone: ZoneInfo) -> list[str]:
     ]
 
 
+@pytest.mark.kos(leaks="allow")
 @pytest.mark.parametrize(("memory", "name"), [("64M", "NORMAL"), ("64M", "dma"), ("16M", "")])
 def test_buddy(boot: Boot, memory: str, name: str) -> None:
     vm = boot(memory=memory, cpus=2)
@@ -197,6 +200,7 @@ def test_buddy_map_of_a_hole(boot: Boot) -> None:
     assert "0x0002400000  " + 64 * "." in lines
 
 
+@pytest.mark.kos(leaks="allow")
 def test_page(vm: Machine) -> None:
     me = vm.client.client_info(0)
     block = vm.client.buddy_alloc(4)
@@ -239,6 +243,7 @@ def test_page_in_a_magazine(boot: Boot) -> None:
     assert lines_of(vm, f"page {addr:#x}")[1] == f"  place  free, in a magazine of CPU {info.cpu}"
 
 
+@pytest.mark.kos(leaks="allow")
 def test_pt(vm: Machine) -> None:
     frame = vm.client.page_alloc(0)
     vm.client.page_map(frame, 0x7FFFFFFFE000)
@@ -266,6 +271,7 @@ def test_pt(vm: Machine) -> None:
     assert lines_of(vm, "pt 0x1000 1")[-2:] == ["client 1 has no page tables yet", "not mapped"]
 
 
+@pytest.mark.kos(leaks="allow")
 def test_cpus(boot: Boot) -> None:
     vm = boot(memory="64M", cpus=8)
     vm.client.buddy_alloc_array(0, 10)
@@ -376,6 +382,7 @@ def test_alloc_and_free(vm: Machine) -> None:
     assert vm.client.client_info(1).blocks == 0
 
 
+@pytest.mark.kos(leaks="allow")
 def test_what_free_refuses(vm: Machine) -> None:
     mine = int(lines_of(vm, "alloc 3")[0].split(",")[0], 16)
     me = vm.client.client_info(0)

@@ -141,6 +141,7 @@ def test_threads_that_end_leave_their_rings_to_the_next(vm: Machine) -> None:
     assert client.client_info(0).rings <= 8
 
 
+@pytest.mark.kos(leaks="allow")
 def test_calls_go_on_while_the_console_is_busy(vm: Machine) -> None:
     done = threading.Event()
 

@@ -75,7 +75,7 @@ def _value(target: Machine | Dump, expression: str) -> str:
 def _is_number(kind: drgn.Type) -> bool:
     while kind.kind == drgn.TypeKind.TYPEDEF:
         kind = kind.type
-    return kind.kind == drgn.TypeKind.INT
+    return bool(kind.kind == drgn.TypeKind.INT)
 
 
 def _display(value: Any) -> None:

@@ -1,0 +1,268 @@
+"""The pytest plugin: machines for tests, checked from outside after each.
+
+It is there as soon as `kos` is installed. A test asks for the fixture `kos` and gets a machine as
+it is just after boot: one machine serves all tests that want the same kind, and goes back to that
+state before each, which takes some ten milliseconds. `kos_fresh` is a machine that was booted for
+this test alone, `kos_boot` boots as many as a test wants. `@pytest.mark.kos(memory="32M", cpus=4)`
+says what kind.
+
+When a test has run, and the fixtures that stand on its machines have ended, these are audited; and
+whatever frames a client still has then fail the test (`leaks="allow"` in the mark allows it). A
+test that fails shows the console's end, what each CPU was doing, and the audit. Under pytest-xdist
+each worker has machines of its own.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from kos.machine import Machine
+    from kos.machine._snapshot import Snapshot
+
+Boot = Callable[..., "Machine"]
+
+_MARK = (
+    "kos(memory, cpus, machine, ..., leaks='allow', audit=False): the kind of machine that the "
+    "fixtures kos and kos_fresh are, and what is checked after the test"
+)
+_CHECKS: dict[str, tuple[Any, ...]] = {"leaks": ("forbid", "allow"), "audit": (True, False)}
+_OPTIONS = (
+    *("memory", "cpus", "machine", "accel", "deterministic", "kernel", "append", "carrier"),
+    *("timeout", "boot_timeout"),
+)
+_MOST_MACHINES = 4
+_TAIL = 40
+
+_AFTER = "kos: found after the test"
+
+_failed = pytest.StashKey[bool]()
+_machines = pytest.StashKey[list["Machine"]]()
+_pool = pytest.StashKey["Pool"]()
+
+
+class Pool:
+    """Machines that are kept from test to test, each with its state just after boot."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Machine, Snapshot]] = {}
+
+    def take(self, options: dict[str, Any]) -> "Machine":
+        """A machine of that kind, as it is after boot."""
+        import kos
+        from kos.exceptions import KOSError
+
+        key = repr(sorted(options.items()))
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            vm, snapshot = kept
+            try:
+                vm.restore(snapshot)
+            except KOSError:
+                vm.close()  # the last test has ended it for good
+                kept = None
+        if kept is None:
+            vm = kos.boot(**options)
+            snapshot = vm.snapshot()
+        self._kept[key] = vm, snapshot
+        while len(self._kept) > _MOST_MACHINES:
+            oldest = next(iter(self._kept))
+            self._kept.pop(oldest)[0].close()
+        return vm
+
+    def close(self) -> None:
+        """End all machines."""
+        while self._kept:
+            self._kept.popitem()[1][0].close()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--kos-dump`."""
+    group = parser.getgroup("kos")
+    group.addoption(
+        "--kos-dump",
+        metavar="DIR",
+        help="save the machines of failing tests there; `kos inspect FILE` opens one",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The mark, and the pool of this process."""
+    config.addinivalue_line("markers", _MARK)
+    config.stash[_pool] = Pool()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The machines end with the process's tests."""
+    pool = config.stash.get(_pool, None)
+    if pool is not None:
+        pool.close()
+
+
+# What a test asks for
+
+
+def _marked(item: pytest.Item) -> dict[str, Any]:
+    """The arguments of all marks that apply; what stands closest to the test goes first."""
+    found: dict[str, Any] = {}
+    for mark in item.iter_markers("kos"):
+        if mark.args:
+            raise pytest.UsageError(f"{item.nodeid}: the mark kos takes keywords, not {mark.args}")
+        for name, value in mark.kwargs.items():
+            if name not in _OPTIONS and name not in _CHECKS:
+                known = ", ".join((*_OPTIONS, *_CHECKS))
+                raise pytest.UsageError(f"{item.nodeid}: the mark kos has {name!r}; known: {known}")
+            if name in _CHECKS and value not in _CHECKS[name]:
+                raise pytest.UsageError(
+                    f"{item.nodeid}: {name} is one of {_CHECKS[name]}, not {value!r}"
+                )
+            found.setdefault(name, value)
+    return found
+
+
+def _check(item: pytest.Item, name: str) -> Any:
+    return _marked(item).get(name, _CHECKS[name][0])
+
+
+def _options(item: pytest.Item) -> dict[str, Any]:
+    """What to boot: the mark's options over the settings."""
+    from kos.settings import resolve
+
+    given = {name: value for name, value in _marked(item).items() if name in _OPTIONS}
+    return resolve() | given
+
+
+def _use(item: pytest.Item, vm: "Machine") -> "Machine":
+    """The machine is looked at after the test."""
+    item.stash.setdefault(_machines, []).append(vm)
+    return vm
+
+
+@pytest.fixture
+def kos(request: pytest.FixtureRequest) -> Iterator["Machine"]:
+    """A machine as it is just after boot."""
+    vm = request.config.stash[_pool].take(_options(request.node))
+    yield _use(request.node, vm)
+    _check_after(request.node, [vm])
+
+
+@pytest.fixture
+def kos_boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
+    """Boots machines that end with the test: `kos_boot(memory="64M", cpus=1)`, over the mark's."""
+    import kos
+
+    booted: list[Machine] = []
+
+    def boot(**options: Any) -> "Machine":
+        vm = kos.boot(**(_options(request.node) | options))
+        booted.append(vm)
+        return _use(request.node, vm)
+
+    yield boot
+    try:
+        _check_after(request.node, booted)
+    finally:
+        for vm in booted:
+            vm.close()
+
+
+@pytest.fixture
+def kos_fresh(kos_boot: Boot) -> "Machine":
+    """A machine that is booted for this test and ends with it."""
+    return kos_boot()
+
+
+# What is checked
+
+
+def _check_after(item: pytest.Item, machines: list["Machine"]) -> None:
+    """Fail a test, unless it has failed already, whose machines are unsound or have leaks."""
+    if item.stash.get(_failed, False):
+        return
+    faults: list[str] = []
+    for vm in machines:
+        if not vm.closed and vm.wire.failure is None:
+            faults += _faults(item, vm)
+    if faults:
+        item.stash[_failed] = True
+        pytest.fail("\n".join(faults), pytrace=False)
+
+
+def _faults(item: pytest.Item, vm: "Machine") -> list[str]:
+    from kos.inspect import audit
+
+    faults = []
+    result = audit(vm)
+    if _check(item, "audit") and not result.sound:
+        faults.append(f"after the test, {vm!r} is not sound:\n{result}")
+    if _check(item, "leaks") == "forbid":
+        for owner, frames in result.held_by_clients().items():
+            if owner.endswith(")"):  # blocks; rings and page tables go with the client
+                blocks = _blocks(vm, owner)
+                faults.append(f"after the test, {owner} still has {frames} frames: {blocks}")
+    return faults
+
+
+def _blocks(vm: "Machine", owner: str) -> str:
+    """The addresses of a client's newest blocks."""
+    found: list[str] = []
+    for block in vm.view.blocks(int(owner.split()[1])):
+        if len(found) == 8:
+            return ", ".join(found) + " ..."
+        found.append(f"{block.paddr:#x} (order {int(block.page.order)})")
+    return ", ".join(found)
+
+
+# What is told
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add what the machines were at to the report of a test that failed."""
+    report = yield
+    if report.failed:
+        report.user_properties.append((_AFTER, item.stash.get(_failed, False)))
+        item.stash[_failed] = True
+        machines = item.stash[_machines] if _machines in item.stash else []
+        for number, vm in enumerate(machines):
+            report.sections += _sections(vm)
+            report.sections += _dumped(item, vm, number)
+    return report
+
+
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """What is found after a test is its failure, not an error of the tear-down."""
+    found = report.when == "teardown" and (_AFTER, True) in getattr(report, "user_properties", [])
+    return ("failed", "F", "FAILED") if found else None
+
+
+def _sections(vm: "Machine") -> Iterator[tuple[str, str]]:
+    from kos.exceptions import KOSError
+
+    yield f"console of {vm!r}", vm.console.tail(_TAIL)
+    if vm.wire.failure is not None:
+        yield f"end of {vm!r}", str(vm.wire.failure)
+    if vm.closed:
+        return
+    with suppress(KOSError):  # QEMU is gone; that was said above
+        stacks = enumerate(vm.view.stacks())
+        yield f"CPUs of {vm!r}", "\n".join(f"CPU {cpu}\n{stack}" for cpu, stack in stacks)
+    from kos.inspect import audit
+
+    yield f"audit of {vm!r}", str(audit(vm))
+
+
+def _dumped(item: pytest.Item, vm: "Machine", number: int) -> Iterator[tuple[str, str]]:
+    folder = item.config.getoption("kos_dump")
+    if not folder or vm.closed:
+        return
+    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in item.nodeid)
+    path = Path(folder) / f"{name}-{number}.dump"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    vm.dump(path)
+    yield f"dump of {vm!r}", f"kos inspect {path}"
