@@ -228,7 +228,7 @@ def pytest_runtest_makereport(
     if report.failed:
         report.user_properties.append((_AFTER, item.stash.get(_failed, False)))
         item.stash[_failed] = True
-        machines = item.stash[_machines] if _machines in item.stash else []
+        machines: list[Machine] = item.stash.get(_machines, [])
         for number, vm in enumerate(machines):
             report.sections += _sections(vm)
             report.sections += _dumped(item, vm, number)
