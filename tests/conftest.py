@@ -9,8 +9,6 @@ from kos.machine import Machine
 
 Boot = Callable[..., Machine]
 
-pytest_plugins = ["pytester"]
-
 
 @pytest.fixture
 def boot(kos_boot: Boot) -> Boot:

@@ -350,6 +350,7 @@ def test_page_links_to_what_exists(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+@pytest.mark.kos(leaks="allow")
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_page_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if any(what == "add to" for _, what, _, _ in edits(page)):
