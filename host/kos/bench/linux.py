@@ -1,7 +1,7 @@
 """Linux's figures for the workloads of `kos bench`: what `make bench-linux` measured and stored.
 
-The figures are in `linux.json` beside this module. A figure is in guest instructions per operation,
-but for the rows whose name says another unit: `_kB`, `_permille`, `_pages`, `_order`, a count (`_n`,
+The figures are in `linux.json` beside this module: guest instructions per operation, but for the
+rows whose name says another unit (`_kB`, `_permille`, `_pages`, `_order`) or is a count (`_n`,
 `_failed`, `_at_end`). docs/measuring.md says what the columns are.
 """
 
