@@ -38,8 +38,8 @@ NEEDED = (
     *("mixpages_100k", "mixpages_dry_100k", "mixpages_big_200k"),
     *("mixpages_failed", "mixpages_big_failed"),
     *(
-        f"mixpages_{what}_lat_{point}"
-        for what in ("alloc", "free")
+        f"mixpages_{what}_{point}"
+        for what in ("alloc_lat", "free_lat", "alloc_lat_quiet", "free_lat_quiet")
         for point in ("p50", "p90", "p99", "max")
     ),
     *(

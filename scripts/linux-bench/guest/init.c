@@ -24,10 +24,12 @@ static long open_file(const char *path, int flags)
 
 /* Nothing here is random, and until its generator is seeded Linux does a whole extraction, thousands
  * of instructions, for each random number: in every new slab and in every fork. So 512 fixed bits
- * are credited. */
+ * are credited.
+ *
+ * They are not const: this process then has a mapping for data as others have, and fork copies it. */
 static void seed_random(void)
 {
-    static const struct {
+    static struct {
         int bits, bytes;
         u64 data[8];
     } entropy = {512, 64, {1, 2, 3, 4, 5, 6, 7, 8}};

@@ -7,6 +7,7 @@
  * has a dry run: the same steps without the allocator, to be taken off.
  */
 #include <linux/gfp.h>
+#include <linux/irqflags.h>
 #include <linux/mmzone.h>
 #include <linux/slab.h>
 #include <linux/sort.h>
@@ -72,8 +73,9 @@ static noinline u32 mix_pages_dry(u32 limit, u32 steps)
     return n;
 }
 
-/* The same with the clock read around each operation; frees are all steps that are no allocation. */
-static noinline u32 mix_pages_timed(u32 limit, u32 steps, u32 *allocations)
+/* The same with the clock read around each operation, and without interrupts in between if quiet.
+ * Frees are all steps that are no allocation. */
+static noinline u32 mix_pages_timed(u32 limit, u32 steps, bool quiet, u32 *allocations)
 {
     u32 n = 0, step, a = 0, f = 0;
     for (step = 0; step < steps; step++) {
@@ -81,9 +83,13 @@ static noinline u32 mix_pages_timed(u32 limit, u32 steps, u32 *allocations)
         if ((r & (limit - 1)) >= n) {
             int order = __builtin_ctzll(random_next() | 32);
             struct page *page;
+            if (quiet)
+                local_irq_disable();
             start = TICKS();
             page = alloc_pages(GFP_KERNEL, order);
             end = TICKS();
+            if (quiet)
+                local_irq_enable();
             alloc_ticks[a++] = end - start;
             if (!page) {
                 failed++;
@@ -93,9 +99,13 @@ static noinline u32 mix_pages_timed(u32 limit, u32 steps, u32 *allocations)
             live[n++] = page;
         } else {
             u32 i = random_next() % n;
+            if (quiet)
+                local_irq_disable();
             start = TICKS();
             __free_pages(live[i], live_order[i]);
             end = TICKS();
+            if (quiet)
+                local_irq_enable();
             free_ticks[f++] = end - start;
             n--;
             live[i] = live[n];
@@ -177,13 +187,24 @@ static void bench_mixpages(void)
     BENCH("mixpages_100k", STEPS, 10, random_start(), n = mix_pages(LIMIT, STEPS), free_live(n));
     print("V mixpages_live_at_end %u\n", n);
     random_start();
-    n = mix_pages_timed(LIMIT, STEPS, &allocations);
+    n = mix_pages_timed(LIMIT, STEPS, false, &allocations);
     print("V mixpages_failed %u\n", failed);
     print_fragmentation("mix_live");
     print_percentiles("mixpages_alloc_lat", alloc_ticks, allocations);
     print_percentiles("mixpages_free_lat", free_ticks, STEPS - allocations);
     free_live(n);
     print_fragmentation("mix_freed");
+}
+
+/* What single operations cost when the timer does not interrupt them. */
+static void bench_mixpages_quiet(void)
+{
+    u32 allocations, n;
+    random_start();
+    n = mix_pages_timed(LIMIT, STEPS, true, &allocations);
+    print_percentiles("mixpages_alloc_lat_quiet", alloc_ticks, allocations);
+    print_percentiles("mixpages_free_lat_quiet", free_ticks, STEPS - allocations);
+    free_live(n);
 }
 
 /* Half of the machine's memory. */
@@ -266,4 +287,5 @@ void bench_mixed(void)
     bench_mixslab();
     bench_mixpages();
     bench_mixpages_big();
+    bench_mixpages_quiet();
 }
