@@ -194,12 +194,6 @@ static void bench_mixpages(void)
     print_percentiles("mixpages_free_lat", free_ticks, STEPS - allocations);
     free_live(n);
     print_fragmentation("mix_freed");
-}
-
-/* What single operations cost when the timer does not interrupt them. */
-static void bench_mixpages_quiet(void)
-{
-    u32 allocations, n;
     random_start();
     n = mix_pages_timed(LIMIT, STEPS, true, &allocations);
     print_percentiles("mixpages_alloc_lat_quiet", alloc_ticks, allocations);
@@ -287,5 +281,4 @@ void bench_mixed(void)
     bench_mixslab();
     bench_mixpages();
     bench_mixpages_big();
-    bench_mixpages_quiet();
 }
