@@ -186,7 +186,7 @@ def bench(arguments: argparse.Namespace) -> None:
     kept = " (kept from the file: measure it as well)"
     named = {name + ("" if name in rows else kept): of["rows"] for name, of in columns.items()}
     guest.check(named, NEEDED)
-    for name in set(rows) & before.keys():
+    for name in (name for name in rows if name in before):
         for line in moved(before[name]["rows"], rows[name]):
             say(f"moved: {name} {line}")
     arguments.out.write_text(text_of(columns))
