@@ -24,7 +24,7 @@ C_SOURCES = find $(wildcard kernel arch host tests) -name '*.[ch]' -print0
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(STAMP) ## install what this machine lacks, and the Python side in .venv
@@ -85,6 +85,11 @@ format: setup ## rewrite the sources in the project's format
 bench: build ## measure the kernel
 	$(Q)$(VENV)/bin/kos bench --json build/bench.json $(BENCH_ARGS)
 	$(Q)cat build/bench.json
+
+.PHONY: bench-linux
+bench-linux: setup ## measure Linux in the same QEMU, for `make bench` to print beside KOS
+	$(Q)mkdir -p build
+	$(Q)flock build/.linux.lock $(PYTHON) scripts/linux-bench/linux_bench.py $(BENCH_ARGS)
 
 .PHONY: soak
 soak: build ## run the soak tests for MINUTES (default 10)

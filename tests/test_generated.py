@@ -107,7 +107,8 @@ def test_installed_package_boots(tmp_path: Path) -> None:
     )
     (wheel,) = tmp_path.glob("kos-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"kos/image/kos.elf", "kos/image/kos.abi.json", "kos/py.typed"} <= names
+    wanted = {"kos/image/kos.elf", "kos/image/kos.abi.json", "kos/py.typed", "kos/bench/linux.json"}
+    assert wanted <= names
     assert not [name for name in names if name.startswith(("tests/", "scripts/"))]
 
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
