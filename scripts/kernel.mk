@@ -15,12 +15,14 @@ say = $(if $(V),,@echo "$(1)" $(2))
 KCFLAGS := -std=gnu17 -O2 -g -ffreestanding -fno-pic -fno-strict-aliasing \
 	-fno-stack-protector -fno-asynchronous-unwind-tables -fno-delete-null-pointer-checks \
 	-fno-omit-frame-pointer -mcmodel=kernel -mno-red-zone -mgeneral-regs-only \
-	-Wall -Wextra -Werror -Wshadow -Wmissing-prototypes -Wstrict-prototypes -Wvla \
+	-fms-extensions -Wall -Wextra -Werror -Wshadow -Wmissing-prototypes -Wstrict-prototypes -Wvla \
 	-I kernel -I arch -ffile-prefix-map=$(CURDIR)/=
 KASFLAGS := -g -Wa,--noexecstack -I kernel -I arch
 KLDFLAGS := -nostdlib -static -z max-page-size=4096 -z noexecstack --build-id=sha1 -T linker.ld
 ifeq ($(findstring clang,$(CC)),)
 KCFLAGS += -fno-tree-loop-distribute-patterns
+else
+KCFLAGS += -Wno-microsoft-anon-tag
 endif
 
 KSRCS := $(filter-out $(wildcard kernel/user/*.c),$(wildcard kernel/*/*.c kernel/*/tests/*.c arch/x86_64/*.c))

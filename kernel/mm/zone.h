@@ -17,7 +17,10 @@ struct zone {
     u64 watermark_min, watermark_low, watermark_high;
     u64 watermark_quick; /* with so many free frames no block of any order goes below min */
     struct spinlock lock;
-    struct buddy buddy;
+    union {
+        struct buddy buddy;
+        struct buddy; /* the zone's own members too: zones[1].free_pages */
+    };
     u64 taken[NR_ORDERS], given[NR_ORDERS]; /* blocks that went out of and came back to the buddy */
     u64 failures; /* times that it had no block to give, retries included */
 };
