@@ -95,8 +95,9 @@ def _dry_run(args: argparse.Namespace) -> int:
         args.append,
         (),
     )
-    fds = {"ram_fd": 3, "console_fd": 4, "wire_fd": 5, "monitor_fd": 6}
-    print(shlex.join(build_argv(config, "qemu-system-x86_64", **fds)))
+    ends = {"console": "socket,fd=4", "wire": "socket,fd=5"}
+    argv = build_argv(config, "qemu-system-x86_64", ram_fd=3, monitor_fd=6, **ends)
+    print(shlex.join(argv))
     return 0
 
 
