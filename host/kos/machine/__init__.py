@@ -4,12 +4,11 @@ import os
 import threading
 import time
 import weakref
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kos import image
 from kos.abi import Abi
 from kos.exceptions import BootError, HostError, KernelPanic, KOSError, MachineExited
-from kos.machine import _record
 from kos.machine._argv import Accel, choose_accel, parse_size
 from kos.machine._inside import Inside, Monitor
 from kos.machine._ram import MachineType
@@ -19,6 +18,9 @@ from kos.machine.qemu import Qemu
 from kos.rpc.client import Batch, Client
 from kos.rpc.ring import Ring
 from kos.rpc.wire import Wire
+
+if TYPE_CHECKING:
+    from kos.machine._record import Pacer, Recorder
 
 __all__ = ["Machine", "Monitor"]
 
@@ -73,8 +75,10 @@ class Machine(Inside):
         accelerator: Accel = "tcg" if deterministic else choose_accel(accel)
         if deterministic:
             append = f"spin=0 {append}"
-        self._recorder: _record.Recorder | None = None
+        self._recorder: Recorder | None = None
         if record is not None:
+            from kos.machine import _record
+
             append = f"{_record.APPEND} {append}"
             self._recorder = _record.Recorder(record, self.kernel, abi_path)
             self._recorder.describe(self.abi.build_id, machine, self.memory, append.strip())
@@ -96,19 +100,17 @@ class Machine(Inside):
 
     def _start(self) -> None:
         self._qemu.console_tail = self.console.tail
-        console_pacer, wire_pacer = (
-            _record.pacers(self._qemu, self.abi) if self._sealed else (None, None)
-        )
-        self.console.attach(self._qemu.console_fd, console_pacer)
+        pacers = self._recorder.pacers(self._qemu, self.abi) if self._recorder else (None, None)
+        self.console.attach(self._qemu.console_fd, pacers[0])
         self.qmp = Monitor(self._qemu, questions_only=self._sealed)
-        self.wire = _make_wire(self.abi, self._qemu, self.console, wire_pacer)
+        self.wire = _make_wire(self.abi, self._qemu, self.console, pacers[1])
         self._ended = weakref.finalize(self, _end, self.wire, self._qemu, self._recorder)
         try:
             self._qemu.on_event(_event_handler(weakref.ref(self)))
             self._qemu.start(timeout=self._boot_timeout)
             self._wait_ready()
-            if self._sealed:
-                _record.clear_leftovers(self._qemu)
+            if self._recorder is not None:
+                self._recorder.booted(self._qemu)
         except BaseException:
             self.close()
             raise
@@ -367,7 +369,7 @@ class Machine(Inside):
         return f"<Machine {self.memory >> 20}M, {self.cpus} CPUs, {state}>"
 
 
-def _make_wire(abi: Abi, qemu: Qemu, console: Console, pacer: _record.Pacer | None) -> Wire:
+def _make_wire(abi: Abi, qemu: Qemu, console: Console, pacer: "Pacer | None") -> Wire:
     """The wire, whose thread must not hold the Machine: dropping that ends the thread."""
     wire = Wire(
         abi,
@@ -411,7 +413,7 @@ def _event_handler(machine: "weakref.ref[Machine]") -> Any:
     return handle
 
 
-def _end(wire: Wire, qemu: Qemu, recorder: "_record.Recorder | None") -> None:
+def _end(wire: Wire, qemu: Qemu, recorder: "Recorder | None") -> None:
     """The wire's thread first: it reads from descriptors that QEMU's object closes."""
     if recorder is not None:
         recorder.stop(qemu, str(wire.failure.message) if wire.failure else "closed")

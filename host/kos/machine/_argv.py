@@ -142,7 +142,7 @@ class Config:
         if "\0" in self.append or "\0" in str(self.kernel):
             raise ValueError("kernel and append cannot hold a NUL character")
         if self.log and self.cpus != 1:
-            raise ValueError(f"cpus {self.cpus}: QEMU records a machine with 1 CPU only")
+            raise ValueError(f"cpus {self.cpus}: QEMU records machines with 1 CPU only, cpus=1")
         if self.log and not self.deterministic:
             raise ValueError("a run is recorded on a machine that counts instructions")
 

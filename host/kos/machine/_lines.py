@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import os
 import socket
-import tempfile
 from typing import Protocol
 
 _NAMES = ("console", "wire")
@@ -99,6 +98,8 @@ class Pipes:
     """Lines of named pipes."""
 
     def __init__(self) -> None:
+        import tempfile
+
         self._folder = tempfile.TemporaryDirectory(prefix="kos-", ignore_cleanup_errors=True)
         paths = [f"{self._folder.name}/{name}" for name in _NAMES]
         self.ours: list[socket.socket | Pipe] = [Pipe(path) for path in paths]

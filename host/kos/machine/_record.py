@@ -16,6 +16,7 @@ import os
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ def _version() -> str:
         return importlib.metadata.version("kos")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+def qemu_version(qemu: Qemu) -> str:
+    """The version of QEMU, as `7.2.22`."""
+    return "{major}.{minor}.{micro}".format(**qemu.execute("query-version")["qemu"])
 
 
 def clear_leftovers(qemu: Qemu) -> None:
@@ -83,19 +89,6 @@ class Pacer:
             time.sleep(_LOOK_AGAIN)
 
 
-def pacers(qemu: Qemu, abi: Abi) -> tuple[Pacer, Pacer]:
-    """The pacers of COM1 and COM2."""
-    head = abi.layout("uart").offset("head")
-
-    def counter(uart: str) -> Callable[[], int]:
-        at = abi.symbols[uart] - _KERNEL_BASE + head
-        word = qemu.ram[at : at + 4].cast("I")
-        return lambda: word[0]
-
-    console, wire = qemu.input_fds
-    return Pacer(console, counter("uart_console")), Pacer(wire, counter("uart_wire"))
-
-
 class Recorder:
     """Records one machine, from before it starts until its `close`.
 
@@ -112,6 +105,7 @@ class Recorder:
         self._kernel, self._abi = kernel.read_bytes(), abi.read_bytes()
         self._owner = os.getpid()
         self._fd = os.memfd_create("kos-log")
+        self._close = weakref.finalize(self, os.close, self._fd)
         self._about: dict[str, Any] = {}
         self._run: Run | None = None
 
@@ -124,26 +118,44 @@ class Recorder:
         """Note what the machine is made of."""
         self._about = {"build_id": build_id, "machine": machine, "memory": memory, "append": append}
 
+    @staticmethod
+    def pacers(qemu: Qemu, abi: Abi) -> tuple[Pacer, Pacer]:
+        """What is to send on COM1 and COM2."""
+        head = abi.layout("uart").offset("head")
+
+        def counter(uart: str) -> Callable[[], int]:
+            at = abi.symbols[uart] - _KERNEL_BASE + head
+            word = qemu.ram[at : at + 4].cast("I")
+            return lambda: word[0]
+
+        console, wire = qemu.input_fds
+        return Pacer(console, counter("uart_console")), Pacer(wire, counter("uart_wire"))
+
+    @staticmethod
+    def booted(qemu: Qemu) -> None:
+        """The kernel is up, and the page that it leaves alone can be cleared."""
+        clear_leftovers(qemu)
+
     def stop(self, qemu: Qemu, end: str) -> None:
         """Stop the guest for good and note where it stands. What it sent is read meanwhile."""
         if os.getpid() != self._owner:
             return
         with contextlib.suppress(KOSError):  # QEMU has ended: `finish` says so
             qemu.pause()
-            version = qemu.execute("query-version")["qemu"]
+            clear_leftovers(qemu)
             self._run = Run(
                 **self._about,
                 instructions=qemu.execute("query-replay")["icount"],
                 ram=ram_hash(qemu.ram, qemu.memory.extents()),
                 end=end,
                 kos=_version(),
-                qemu="{major}.{minor}.{micro}".format(**version),
+                qemu=qemu_version(qemu),
             )
 
     def finish(self, qemu: Qemu) -> None:
         """Have QEMU end its log, and write the recording. Call it once, after `stop`."""
         if os.getpid() != self._owner:
-            os.close(self._fd)
+            self._close()
             return
         try:
             if self._run is None or not self._quit(qemu):
@@ -156,7 +168,7 @@ class Recorder:
         except OSError as error:
             raise HostError(f"{self.path} was not written: {error}") from None
         finally:
-            os.close(self._fd)
+            self._close()
 
     @staticmethod
     def _quit(qemu: Qemu) -> bool:

@@ -110,10 +110,12 @@ class Recording:
                 raise HostError(f"{path}: {member} has {len(members[member])} bytes, over {limit}")
         fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
-            with open(fd, "wb") as file:
-                with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-                    for member, data in members.items():
-                        archive.writestr(member, data)
+            with (
+                open(fd, "wb") as file,
+                zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+            ):
+                for member, data in members.items():
+                    archive.writestr(member, data)
             os.chmod(name, 0o644)
             os.replace(name, path)
         except BaseException:
