@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-from kos.exceptions import HostError, KernelPanic, KOSError, MachineExited, ReplayError
+from kos.exceptions import BootError, HostError, KernelPanic, KOSError, MachineExited, ReplayError
 from kos.machine import _record, _recording
 from kos.machine._argv import Log
 from kos.machine._inside import Inside, Monitor
@@ -109,6 +109,10 @@ class Replay(Inside):
             if self.instructions:
                 self._play()
             self._settle()
+        except (BootError, MachineExited) as error:
+            self.close()
+            message = f"QEMU ended before instruction {self.instructions}"
+            raise ReplayError(message, stderr=error.stderr) from None
         except BaseException:
             self.close()
             raise
@@ -119,7 +123,7 @@ class Replay(Inside):
             raise HostError(f"the run was recorded by QEMU {wanted}; this is QEMU {found}")
 
     def _play(self) -> None:
-        """Run to the instruction, or to where it does not go on as recorded."""
+        """Run to the instruction."""
         stopped = threading.Event()
         qemu = self._qemu
 
@@ -129,14 +133,9 @@ class Replay(Inside):
 
         qemu.on_event(note)
         qemu.execute("replay-break", icount=self.instructions)
-        try:
-            qemu.start()
-            self._wait(stopped)
-            reached = qemu.execute("query-replay")["icount"]
-        except MachineExited as error:
-            raise ReplayError(
-                f"QEMU ended before instruction {self.instructions}", stderr=error.stderr
-            ) from None
+        qemu.start()
+        self._wait(stopped)
+        reached = qemu.execute("query-replay")["icount"]
         if reached != self.instructions:
             self._fail(f"the run stopped at instruction {reached}, not at {self.instructions}")
 

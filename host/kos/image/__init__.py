@@ -89,7 +89,7 @@ def build_id_of(data: bytes, name: str) -> str:
         raise ValueError(f"{name} is no 64-bit little-endian ELF file")
     try:
         found = _note(data, b"GNU\0", _NT_GNU_BUILD_ID)
-    except struct.error:
+    except (struct.error, OverflowError):
         raise ValueError(f"{name} is cut short") from None
     if found is None:
         raise ValueError(f"{name} has no build id")
