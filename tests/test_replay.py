@@ -1,4 +1,4 @@
-"""Recording a run and playing it again: the same RAM, bit by bit, at the end and at any instruction."""
+"""Recording a run and playing it again: the same RAM, at the end and at any instruction."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import pytest
 import kos
 from conftest import Boot
 from helpers import Threads
-from kos import cli
+from kos import _replay, cli
 from kos.exceptions import HostError, KernelPanic, KOSError, ReplayError
 from kos.inspect import Dump, audit
 from kos.machine import Machine
@@ -51,11 +51,11 @@ def work(vm: Machine) -> None:
     vm.pause()
     vm.resume()
     assert "order" in vm.console.run("alloc 99")
-    assert "not ok" not in vm.console.run("test buddy", timeout=60)
+    assert "not ok" not in vm.console.run("test buddy.takes_the_lowest")
 
 
 def record(path: Path, **options: Any) -> Recorded:
-    with kos.boot(**({"memory": "64M", "cpus": 1, "record": path} | options)) as vm:
+    with kos.boot(memory="64M", cpus=1, record=path, **options) as vm:
         work(vm)
         vm.pause()
         ram, registers = vm.ram, vm.registers()
@@ -228,16 +228,20 @@ def test_reboot_ends_a_recorded_machine(boot: Boot, tmp_path: Path) -> None:
     ("options", "kind", "message"),
     [
         ({"cpus": 2}, ValueError, "cpus 2: .* 1 CPU"),
-        ({"carrier": "rings"}, ValueError, "carrier 'rings'"),
-        ({"record": "/nowhere/run.kos"}, HostError, "/nowhere/run.kos cannot be written"),
-        ({"record": "/tmp"}, HostError, "/tmp cannot be written"),
+        ({"cpus": 1, "carrier": "rings"}, ValueError, "carrier 'rings'"),
+        (
+            {"cpus": 1, "record": "/nowhere/run.kos"},
+            HostError,
+            "/nowhere/run.kos cannot be written",
+        ),
+        ({"cpus": 1, "record": "/tmp"}, HostError, "/tmp cannot be written"),
     ],
 )
 def test_bad_options(
     tmp_path: Path, options: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
-        kos.boot(**({"memory": "32M", "cpus": 1, "record": tmp_path / "run.kos"} | options))
+        kos.boot(memory="32M", **({"record": tmp_path / "run.kos"} | options))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -403,7 +407,10 @@ def test_another_qemu(short: Path, tmp_path: Path) -> None:
         kos.replay(path)
 
 
-def test_a_run_that_goes_another_way(short: Path, tmp_path: Path) -> None:
+def test_a_run_that_goes_another_way(
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_replay, "_STALL", 5.0)
     with zipfile.ZipFile(short) as archive:
         log = archive.read("log")
         run = json.loads(archive.read("recording.json"))
@@ -480,7 +487,7 @@ def test_command_statuses(short: Path, tmp_path: Path) -> None:
 def test_command_on_a_terminal(short: Path) -> None:
     child = pexpect.spawn(KOS[0], [*KOS[1:], "replay", str(short)], timeout=120, encoding="utf-8")
     child.expect("bit by bit")
-    child.expect(">>> ")
+    child.expect_exact(">>> ")
     child.sendline("vm.at_end, len(vm.ram)")
     child.expect_exact("(True, 33554432)")
     child.sendeof()
@@ -499,3 +506,52 @@ def test_console_command_records(tmp_path: Path) -> None:
     assert (done.returncode, "1 CPU" in done.stderr) == (cli.EXIT_USAGE, True)
     done = kos_command("console", "--record", path, "--dry-run")
     assert done.returncode == cli.EXIT_USAGE
+
+
+# The pytest plugin
+
+SUITE = """
+import pytest
+
+def test_good(kos):
+    kos.client.buddy_free(kos.client.buddy_alloc(2), 2)
+
+def test_bad(kos):
+    print("block", kos.client.buddy_alloc(3))
+    assert kos.client.ping(1) == 2
+
+def test_leak(kos_boot):
+    kos_boot(memory="32M")
+    kos_boot(memory="32M").client.buddy_alloc(0)
+
+@pytest.mark.kos(cpus=2)
+def test_two_cpus(kos):
+    assert kos.client.machine_info().cpus == 1
+"""
+
+
+def test_plugin_keeps_the_runs_of_tests_that_fail(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_suite=SUITE)
+    folder = pytester.path / "runs"
+    done = pytester.runpytest_subprocess("-p", "no:xdist", f"--kos-record={folder}")
+    done.assert_outcomes(passed=1, failed=3)
+    assert {path.name for path in folder.iterdir()} == {
+        "test_suite.py__test_bad-0.kos",
+        "test_suite.py__test_leak-0.kos",
+        "test_suite.py__test_leak-1.kos",
+    }
+    done.stdout.fnmatch_lines([f"kos replay {folder}/test_suite.py__test_bad-0.kos"])
+    done.stdout.fnmatch_lines([f"kos replay {folder}/test_suite.py__test_leak-1.kos"])
+    done.stdout.fnmatch_lines(["none: recorded machines have 1 CPU, and no rings or KVM"])
+    with kos.replay(folder / "test_suite.py__test_bad-0.kos") as vm:
+        assert vm.at_end
+        assert vm.memory == 256 << 20
+        assert any(int(block.page.order) == 3 for block in vm.view.blocks(3))
+
+
+def test_plugin_records_nothing_unasked(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_suite=SUITE.split("def test_leak", maxsplit=1)[0])
+    done = pytester.runpytest_subprocess("-p", "no:xdist")
+    done.assert_outcomes(passed=1, failed=1)
+    done.stdout.no_fnmatch_line("*kos replay*")
+    assert not list(pytester.path.glob("**/*.kos"))

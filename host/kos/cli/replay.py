@@ -1,20 +1,15 @@
 """`kos replay`: play a recorded run again, and look into it where it stops.
 
-On a terminal it ends in a Python prompt with the stopped machine as `vm`. Otherwise each line of
-standard input is run as that prompt would, so that `echo 'vm.registers()' | kos replay run.kos`
-works.
+It ends in the prompt of `kos inspect`, which reads standard input where that is no terminal:
+`echo 'zones[1]' | kos replay run.kos` works.
 """
 
 import argparse
-import code
 import json
-import sys
 from typing import Any
 
 import kos
-from kos.cli import EXIT_FAILED
-
-_BANNER = "vm is the machine: vm.view, vm.registers(), vm.console.text, vm.ram; Ctrl-D leaves"
+from kos.cli.inspect import converse
 
 
 def main(args: argparse.Namespace) -> int:
@@ -24,31 +19,7 @@ def main(args: argparse.Namespace) -> int:
             print(json.dumps(_facts(vm), indent=1))
             return 0
         print(summary(vm), flush=True)
-        prompt = _Prompt({"kos": kos, "vm": vm})
-        if sys.stdin.isatty() and sys.stdout.isatty():
-            prompt.interact(banner=_BANNER, exitmsg="")
-            return 0
-        return prompt.run_input()
-
-
-class _Prompt(code.InteractiveConsole):
-    """A Python prompt that notes whether what was typed failed."""
-
-    failed = False
-
-    def showtraceback(self) -> None:
-        self.failed = True
-        super().showtraceback()
-
-    def showsyntaxerror(self, filename: str | None = None, **options: Any) -> None:
-        self.failed = True
-        super().showsyntaxerror(filename, **options)
-
-    def run_input(self) -> int:
-        """Run the lines of standard input; returns the command's exit status."""
-        for line in [*sys.stdin, "\n"]:
-            self.push(line.removesuffix("\n"))
-        return EXIT_FAILED if self.failed else 0
+        return converse(vm)
 
 
 def summary(vm: kos.Replay) -> str:

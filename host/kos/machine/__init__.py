@@ -4,6 +4,7 @@ import os
 import threading
 import time
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kos import image
@@ -212,6 +213,11 @@ class Machine(Inside):
     def batch(self) -> Batch:
         """Queue calls of `client` and send them together; see `Batch`."""
         return self.client.batch()
+
+    @property
+    def recording(self) -> Path | None:
+        """The file in which the run is kept when the machine closes, or None."""
+        return self._recorder.path if self._recorder else None
 
     def make_ring(self, paddr: int, timeout: float) -> Ring:
         """The ring that the kernel has at a physical address."""
