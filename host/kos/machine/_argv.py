@@ -218,7 +218,8 @@ def _icount(log: Log | None) -> str:
 
 
 def _serial_args(config: Config, index: int, name: str, backend: str) -> list[str]:
-    chardev = ["-chardev", f"{backend},id={name}"]
+    kind, _, options = backend.partition(",")
+    chardev = ["-chardev", f"{kind},id={name},{options}"]
     # Index 0 is COM1 (0x3f8, IRQ 4), index 1 is COM2 (0x2f8, IRQ 3).
     device = ["-device", f"isa-serial,index={index},chardev={name}"]
     if config.log is None:
