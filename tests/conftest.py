@@ -1,6 +1,7 @@
 """What all tests share: machines from the package's own pytest plugin, under shorter names."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,15 @@ def default_vm(vm: Machine) -> Iterator[Machine]:
     """A machine that the documented API uses while the test runs."""
     with kos.use(vm):
         yield vm
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recorded run that is quickly played."""
+    path = tmp_path_factory.mktemp("short") / "run.kos"
+    with kos.boot(memory="32M", cpus=1, record=path) as vm:
+        vm.client.buddy_alloc(2)
+    return path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,7 +7,21 @@
 2
 """
 
+from typing import TYPE_CHECKING, Any
+
 from kos._default import boot, default_machine, use
 from kos.machine import Machine
 
-__all__ = ["Machine", "boot", "default_machine", "use"]
+if TYPE_CHECKING:
+    from kos._replay import Replay, replay
+
+__all__ = ["Machine", "Replay", "boot", "default_machine", "replay", "use"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what plays recordings when it is asked for: booting does not need it."""
+    if name not in ("Replay", "replay"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from kos import _replay
+
+    return getattr(_replay, name)

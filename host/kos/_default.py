@@ -35,7 +35,8 @@ def boot(
         accel: `tcg` (software emulation), `kvm`, or `auto`: KVM where it works.
         deterministic: Count instructions instead of time, so that equal programs give equal counts.
         options: `kernel` (path of another image), `append` (kernel command line), `carrier`
-            (`rings` or `frames`), `timeout` and `boot_timeout` (seconds).
+            (`rings` or `frames`), `record` (a file in which the run is kept, for `replay`; takes
+            `cpus=1`), `timeout` and `boot_timeout` (seconds).
 
     Returns:
         The machine, which is a context manager: leaving its `with` ends it.

@@ -369,3 +369,25 @@ class HostError(KOSError):
 
     def _details(self) -> list[str]:
         return [f"  mend it with: {self.mend}"] if self.mend else []
+
+
+class ReplayError(KOSError):
+    """A recorded run, played again, did not do what it did when it was recorded.
+
+    Args:
+        message: What differed, in one line.
+        stderr: What QEMU printed.
+
+    Example:
+        >>> print(ReplayError("RAM differs at the end", stderr="qemu: bad event"))
+        RAM differs at the end
+          stderr:
+            qemu: bad event
+    """
+
+    def __init__(self, message: str, *, stderr: str = "") -> None:
+        super().__init__(message)
+        self.stderr = stderr
+
+    def _details(self) -> list[str]:
+        return _block("stderr", self.stderr)

@@ -10,6 +10,9 @@ When a test has run, and the fixtures that stand on its machines have ended, the
 whatever frames a client still has then fail the test (`leaks="allow"` in the mark allows it). A
 test that fails shows the console's end, what each CPU was doing, and the audit. Under pytest-xdist
 each worker has machines of its own.
+
+With `--kos-record DIR` each test has machines of its own, which are recorded, and a test that fails
+leaves the recording. QEMU records one CPU: a machine has one then, unless the test says how many.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -80,12 +83,18 @@ class Pool:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--kos-dump`."""
+    """`--kos-dump` and `--kos-record`."""
     group = parser.getgroup("kos")
     group.addoption(
         "--kos-dump",
         metavar="DIR",
         help="save the machines of failing tests there; `kos inspect FILE` opens one",
+    )
+    group.addoption(
+        "--kos-record",
+        metavar="DIR",
+        help="record all tests on machines with 1 CPU, and keep there the runs of those that fail; "
+        "`kos replay FILE` plays one",
     )
 
 
@@ -135,6 +144,30 @@ def _options(item: pytest.Item) -> dict[str, Any]:
     return resolve() | given
 
 
+def _recording(item: pytest.Item, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that have a machine recorded, if that is wanted and can be."""
+    folder = item.config.getoption("kos_record")
+    given = _marked(item) | options
+    if not folder or not _can_record(given) or "record" in options:
+        return {}
+    path = _file(item, folder, len(item.stash.get(_machines, [])), "kos")
+    return {"cpus": 1, "record": path}
+
+
+def _can_record(given: dict[str, Any]) -> bool:
+    """Whether a recorded machine can be as the test asks."""
+    alone = bool(given.get("cpus", 1) == 1)
+    return alone and given.get("carrier") != "rings" and given.get("accel") != "kvm"
+
+
+def _file(item: pytest.Item, folder: str, number: int, suffix: str) -> Path:
+    """A file for one of the test's machines; its folder is made."""
+    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in item.nodeid)
+    path = Path(folder) / f"{name}-{number}.{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def _use(item: pytest.Item, vm: "Machine") -> "Machine":
     """The machine is looked at after the test."""
     item.stash.setdefault(_machines, []).append(vm)
@@ -144,6 +177,9 @@ def _use(item: pytest.Item, vm: "Machine") -> "Machine":
 @pytest.fixture
 def kos(request: pytest.FixtureRequest) -> Iterator["Machine"]:
     """A machine as it is just after boot."""
+    if request.config.getoption("kos_record"):
+        yield request.getfixturevalue("kos_fresh")  # a recorded machine cannot go back
+        return
     vm = request.config.stash[_pool].take(_options(request.node))
     yield _use(request.node, vm)
     _check_after(request.node, [vm])
@@ -155,9 +191,13 @@ def kos_boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     import kos
 
     booted: list[Machine] = []
+    recordings: list[Path] = []
 
     def boot(**options: Any) -> "Machine":
-        vm = kos.boot(**(_options(request.node) | options))
+        record = _recording(request.node, options)
+        if record:
+            recordings.append(record["record"])
+        vm = kos.boot(**(_options(request.node) | options | record))
         booted.append(vm)
         return _use(request.node, vm)
 
@@ -167,6 +207,9 @@ def kos_boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
     finally:
         for vm in booted:
             vm.close()
+        if not request.node.stash.get(_failed, False):
+            for path in recordings:
+                path.unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -232,6 +275,7 @@ def pytest_runtest_makereport(
         for number, vm in enumerate(machines):
             report.sections += _sections(vm)
             report.sections += _dumped(item, vm, number)
+            report.sections += _recorded(item, vm)
     return report
 
 
@@ -257,12 +301,17 @@ def _sections(vm: "Machine") -> Iterator[tuple[str, str]]:
     yield f"audit of {vm!r}", str(audit(vm))
 
 
+def _recorded(item: pytest.Item, vm: "Machine") -> Iterator[tuple[str, str]]:
+    if vm.recording is not None:
+        yield f"recording of {vm!r}", f"kos replay {vm.recording}"
+    elif item.config.getoption("kos_record"):
+        yield f"recording of {vm!r}", "none: recorded machines have 1 CPU, and no rings or KVM"
+
+
 def _dumped(item: pytest.Item, vm: "Machine", number: int) -> Iterator[tuple[str, str]]:
     folder = item.config.getoption("kos_dump")
     if not folder or vm.closed:
         return
-    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in item.nodeid)
-    path = Path(folder) / f"{name}-{number}.dump"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _file(item, folder, number, "dump")
     vm.dump(path)
     yield f"dump of {vm!r}", f"kos inspect {path}"

@@ -26,6 +26,7 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--kernel", metavar="ELF", help="another kernel image")
     group.add_argument("--append", default="", metavar="WORDS", help="kernel command line")
     group.add_argument("--deterministic", action="store_true", help="count instructions, not time")
+    group.add_argument("--record", metavar="FILE", help="keep the run, for kos replay (1 CPU)")
     group.add_argument("--dry-run", action="store_true", help="print the QEMU command and stop")
 
 
@@ -61,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
         "--json", metavar="FILE", help="also write the figures; '-' prints only them"
     )
     bench.add_argument("--runs", type=int, default=7, help="runs to take the median of (7)")
+    replay = add("replay", "play a recorded run again and look into it", "replay", boots=False)
+    replay.add_argument("file", help="what kos.boot(record=...) wrote")
+    replay.add_argument("--until", type=int, metavar="N", help="stop after N instructions (all)")
+    replay.add_argument("--json", action="store_true", help="print what is known, and stop")
     doctor = add("doctor", "say what this machine lacks, and what mends it", "doctor", boots=False)
     doctor.add_argument("--json", action="store_true", help="machine-readable output")
     return parser
@@ -75,6 +80,8 @@ def boot_options(args: argparse.Namespace) -> dict[str, Any]:
     options["deterministic"] = args.deterministic
     if args.kernel:
         options["kernel"] = args.kernel
+    if args.record:
+        options["record"] = args.record
     return options
 
 
@@ -84,6 +91,8 @@ def _dry_run(args: argparse.Namespace) -> int:
     from kos import image
     from kos.machine._argv import Config, build_argv, choose_accel, parse_size
 
+    if args.record:
+        raise ValueError("--record and --dry-run: only one of them is allowed")
     options = boot_options(args)
     config = Config(
         Path(image.find(options.get("kernel"))[0]),
@@ -95,8 +104,9 @@ def _dry_run(args: argparse.Namespace) -> int:
         args.append,
         (),
     )
-    fds = {"ram_fd": 3, "console_fd": 4, "wire_fd": 5, "monitor_fd": 6}
-    print(shlex.join(build_argv(config, "qemu-system-x86_64", **fds)))
+    ends = {"console": "socket,fd=4", "wire": "socket,fd=5"}
+    argv = build_argv(config, "qemu-system-x86_64", ram_fd=3, monitor_fd=6, **ends)
+    print(shlex.join(argv))
     return 0
 
 

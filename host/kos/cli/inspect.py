@@ -18,7 +18,7 @@ import kos
 from kos.cli import EXIT_FAILED, boot_options
 from kos.inspect import Dump, View, audit
 from kos.inspect.view import Names
-from kos.machine import Machine
+from kos.machine._inside import Inside
 
 _BANNER = """Looking into {target!r}.
 The kernel's variables have their own names: zones[1].buddy.free_pages, cpus, clients ...
@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
         if expression is not None:
             print(_value(target, expression))
             return 0
-        return _converse(target)
+        return converse(target)
 
 
 def _what(words: list[str]) -> tuple[str | None, str | None]:
@@ -48,7 +48,7 @@ def _what(words: list[str]) -> tuple[str | None, str | None]:
 
 
 @contextlib.contextmanager
-def _open(args: argparse.Namespace, path: str | None) -> Iterator[Machine | Dump]:
+def _open(args: argparse.Namespace, path: str | None) -> Iterator[Inside | Dump]:
     if path is None:
         with kos.boot(**boot_options(args)) as vm:
             yield vm
@@ -57,11 +57,11 @@ def _open(args: argparse.Namespace, path: str | None) -> Iterator[Machine | Dump
             yield dump
 
 
-def _names(target: Machine | Dump) -> dict[str, Any]:
+def _names(target: Inside | Dump) -> dict[str, Any]:
     return {"vm": target, "view": target.view, "audit": audit, "kos": kos}
 
 
-def _value(target: Machine | Dump, expression: str) -> str:
+def _value(target: Inside | Dump, expression: str) -> str:
     """The value of an expression, as C would write it; a number without its type."""
     try:
         value = target.view.evaluate(expression, _names(target))
@@ -110,7 +110,7 @@ class _Prompt(code.InteractiveConsole):
         super().showsyntaxerror(*args, **kwargs)
 
 
-def _converse(target: Machine | Dump) -> int:
+def converse(target: Inside | Dump) -> int:
     """A prompt on a terminal; elsewhere the lines of standard input, without one."""
     prompt = _Prompt(target.view, _names(target))
     if sys.stdin.isatty():

@@ -80,15 +80,19 @@ def build_id(kernel: str | os.PathLike[str]) -> str:
         >>> len(build_id(find()[0]))
         40
     """
-    data = Path(kernel).read_bytes()
+    return build_id_of(Path(kernel).read_bytes(), os.fspath(kernel))
+
+
+def build_id_of(data: bytes, name: str) -> str:
+    """The same for the contents of a file; the name is for the error."""
     if data[:6] != b"\x7fELF\x02\x01":
-        raise ValueError(f"{os.fspath(kernel)} is no 64-bit little-endian ELF file")
+        raise ValueError(f"{name} is no 64-bit little-endian ELF file")
     try:
         found = _note(data, b"GNU\0", _NT_GNU_BUILD_ID)
-    except struct.error:
-        raise ValueError(f"{os.fspath(kernel)} is cut short") from None
+    except (struct.error, OverflowError):
+        raise ValueError(f"{name} is cut short") from None
     if found is None:
-        raise ValueError(f"{os.fspath(kernel)} has no build id")
+        raise ValueError(f"{name} has no build id")
     return found.hex()
 
 

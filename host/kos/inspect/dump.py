@@ -33,7 +33,7 @@ from kos.machine._ram import MachineType, RamLayout
 
 if TYPE_CHECKING:
     from kos.inspect.view import View
-    from kos.machine import Machine
+    from kos.machine._inside import Inside
 
 _FORMAT = 1
 _NOTE = b"KOS\0"
@@ -68,7 +68,7 @@ def merged(ranges: Iterable[Range], gap: int) -> list[Range]:
 class _Writer:
     """Collects what goes into the file, and writes it."""
 
-    def __init__(self, vm: "Machine") -> None:
+    def __init__(self, vm: "Inside") -> None:
         self.vm = vm
         self.memory = Memory(vm.ram, vm.ram_layout, vm.abi)
         self.extents = self._extents()
@@ -185,7 +185,7 @@ class _Writer:
             file.write(self.memory.ram[start:end])
 
 
-def write(vm: "Machine", path: str | os.PathLike[str]) -> None:
+def write(vm: "Inside", path: str | os.PathLike[str]) -> None:
     """Write a dump of a machine; `Machine.dump` is the way to it.
 
     Args:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _VALUE = re.compile(r"\b([A-Z][A-Z0-9]{1,3}) ?=([0-9a-f]{8,16})\b")
 _SEGMENT = re.compile(r"^(ES|CS|SS|DS|FS|GS|LDT|TR) *=([0-9a-f]{4}) ([0-9a-f]{8,16})", re.MULTILINE)
+_NARROW = {"eax", "ebx", "ecx", "edx", "esi", "edi", "ebp", "esp", "eip", "efl"}
 _CPU = re.compile(r"^CPU#(\d+)\s*$", re.MULTILINE)
 
 Registers = dict[str, int]
@@ -44,6 +45,8 @@ def parse(text: str) -> list[Registers]:
 
 def _one(text: str) -> Registers:
     registers = {name.lower(): int(value, 16) for name, value in _VALUE.findall(text)}
+    for name in _NARROW & set(registers):  # before the kernel turns on 64-bit mode
+        registers["r" + name[1:]] = registers.pop(name)
     registers["rflags"] = registers.pop("rfl", 0)
     for name, selector, base in _SEGMENT.findall(text):
         registers[name.lower()] = int(selector, 16)

@@ -4,18 +4,15 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kos import image
-from kos._closing import Closing
 from kos.abi import Abi
 from kos.exceptions import BootError, HostError, KernelPanic, KOSError, MachineExited
-from kos.inspect import registers
 from kos.machine._argv import Accel, choose_accel, parse_size
-from kos.machine._ram import MachineType, RamLayout
+from kos.machine._inside import Inside, Monitor
+from kos.machine._ram import MachineType
 from kos.machine._snapshot import Snapshot, States
 from kos.machine.console import Console
 from kos.machine.qemu import Qemu
@@ -24,7 +21,7 @@ from kos.rpc.ring import Ring
 from kos.rpc.wire import Wire
 
 if TYPE_CHECKING:
-    from kos.inspect.view import View
+    from kos.machine._record import Pacer, Recorder
 
 __all__ = ["Machine", "Monitor"]
 
@@ -32,52 +29,7 @@ _BOOT_DEADLINE = 60.0
 _CLIENT_CLOSE = 4
 
 
-class Monitor:
-    """QEMU's own control channel, as `Machine.qmp`."""
-
-    def __init__(self, qemu: Qemu) -> None:
-        self._qemu = qemu
-
-    def execute(self, command: str, *, timeout: float = 10.0, **arguments: Any) -> Any:
-        """Run a QMP command.
-
-        Args:
-            command: Its name, such as `query-status`.
-            timeout: Seconds to wait for its result.
-            arguments: Its arguments.
-
-        Returns:
-            The result, as QMP has it.
-
-        Raises:
-            MonitorError: QEMU refused it.
-            MachineExited: QEMU ended.
-
-        Example:
-            >>> import kos
-            >>> kos.default_machine().qmp.execute("query-status")["status"]
-            'running'
-        """
-        return self._qemu.execute(command, timeout=timeout, **arguments)
-
-    def human(self, command: str) -> str:
-        """Run a command of QEMU's monitor for people.
-
-        Args:
-            command: A line such as `info registers`.
-
-        Returns:
-            What it printed.
-
-        Example:
-            >>> import kos
-            >>> kos.default_machine().qmp.human("info status").strip()
-            'VM status: running'
-        """
-        return self._qemu.human(command)
-
-
-class Machine(Closing):
+class Machine(Inside):
     """A running KOS. Made by `kos.boot()`; see there for the arguments.
 
     Example:
@@ -99,20 +51,23 @@ class Machine(Closing):
         deterministic: bool = False,
         kernel: str | os.PathLike[str] | None = None,
         append: str = "",
-        carrier: str = "rings",
+        carrier: str | None = None,
+        record: str | os.PathLike[str] | None = None,
         timeout: float = 10.0,
         boot_timeout: float = _BOOT_DEADLINE,
     ) -> None:
         self.memory = parse_size(memory)
         self.cpus = cpus
-        self.deterministic = deterministic
         self.kernel, abi_path = image.find(kernel)
+        self._sealed = record is not None
+        self.deterministic = deterministic = deterministic or self._sealed
+        self._check_carrier(carrier)
         self.abi = Abi.load(abi_path)
         self.clients: weakref.WeakSet[Client] = weakref.WeakSet()
         self.abandoned: list[int] = []
         self.console = Console()
         self._owner = os.getpid()
-        self._carrier = carrier
+        self._carrier = carrier or ("frames" if self._sealed else "rings")
         self._timeout = timeout
         self._boot_timeout = boot_timeout
         self._lock = threading.RLock()
@@ -121,6 +76,13 @@ class Machine(Closing):
         accelerator: Accel = "tcg" if deterministic else choose_accel(accel)
         if deterministic:
             append = f"spin=0 {append}"
+        self._recorder: Recorder | None = None
+        if record is not None:
+            from kos.machine import _record
+
+            append = f"{_record.APPEND} {append}"
+            self._recorder = _record.Recorder(record, self.kernel, abi_path)
+            self._recorder.describe(self.abi.build_id, machine, self.memory, append.strip())
         self._qemu = Qemu(
             self.kernel,
             memory_bytes=self.memory,
@@ -129,6 +91,7 @@ class Machine(Closing):
             accel=accelerator,
             deterministic=deterministic,
             append=append.strip(),
+            log=self._recorder.log if self._recorder else None,
         )
         self.accel = accelerator
         self.machine_type = machine
@@ -138,14 +101,17 @@ class Machine(Closing):
 
     def _start(self) -> None:
         self._qemu.console_tail = self.console.tail
-        self.console.attach(self._qemu.console_fd)
-        self.qmp = Monitor(self._qemu)
-        self.wire = _make_wire(self.abi, self._qemu, self.console)
-        self._ended = weakref.finalize(self, _end, self.wire, self._qemu)
+        pacers = self._recorder.pacers(self._qemu, self.abi) if self._recorder else (None, None)
+        self.console.attach(self._qemu.console_fd, pacers[0])
+        self.qmp = Monitor(self._qemu, questions_only=self._sealed)
+        self.wire = _make_wire(self.abi, self._qemu, self.console, pacers[1])
+        self._ended = weakref.finalize(self, _end, self.wire, self._qemu, self._recorder)
         try:
             self._qemu.on_event(_event_handler(weakref.ref(self)))
             self._qemu.start(timeout=self._boot_timeout)
             self._wait_ready()
+            if self._recorder is not None:
+                self._recorder.booted(self._qemu)
         except BaseException:
             self.close()
             raise
@@ -187,6 +153,17 @@ class Machine(Closing):
         if self._closed:
             raise HostError("the machine is closed")
 
+    def _check_unsealed(self, what: str) -> None:
+        if self._sealed:
+            raise HostError(f"{what}: a recorded machine runs from its start to its end, once")
+
+    def _check_carrier(self, carrier: str | None) -> None:
+        if self._sealed and carrier == "rings":
+            raise ValueError(
+                "carrier 'rings': a recorded machine's RAM is not written to, so its calls take "
+                "'frames'"
+            )
+
     def guest_stopped(self) -> None:
         """QEMU says that the guest shut down or reset itself."""
         if self.wire.leaving:
@@ -217,6 +194,7 @@ class Machine(Closing):
             name: Shown by the console's `clients`.
             carrier: `rings` or `frames`; the machine's own when left out.
         """
+        self._check_carrier(carrier)
         self._reap()
         return Client(self, name, carrier=carrier or self._carrier, timeout=self._timeout)
 
@@ -237,95 +215,13 @@ class Machine(Closing):
         return self.client.batch()
 
     @property
-    def ram(self) -> memoryview:
-        """All guest RAM, writable, one byte an element; `ram_offset` says where an address is."""
-        return self._qemu.ram
-
-    def ram_offset(self, paddr: int) -> int:
-        """Where in `ram` a physical address lies.
-
-        Raises:
-            ValueError: There is no RAM at that address.
-
-        Example:
-            >>> import kos
-            >>> kos.default_machine().ram_offset(0x300000) == 0x300000
-            True
-        """
-        offset = self._qemu.phys_to_ram_offset(paddr)
-        if offset is None:
-            raise ValueError(f"no RAM at physical address {paddr:#x}")
-        return offset
-
-    @property
-    def ram_layout(self) -> RamLayout:
-        """Where in `ram` each physical address lies."""
-        return self._qemu.layout
-
-    def ram_in_use(self) -> list[tuple[int, int]]:
-        """Start and end in `ram` of each part that was ever written to; all else is zero."""
-        return self._qemu.memory.extents()
-
-    # Looking inside
-
-    @cached_property
-    def view(self) -> "View":
-        """The kernel's memory by the names of its source, while it runs; see `View`.
-
-        Example:
-            >>> import kos
-            >>> vm = kos.default_machine()
-            >>> vm.view["zones"][1].name.string_(), int(vm.view["cpu_count"])
-            (b'NORMAL', 2)
-        """
-        from kos.inspect.view import View
-
-        # Not `self`: a machine that is dropped must be able to go.
-        read = partial(registers.read, self.qmp)
-        return View(self.kernel, self.abi, self.ram, self.ram_layout, read)
-
-    def registers(self) -> list[dict[str, int]]:
-        """The registers of each CPU, by name; of a CPU that is busy, the last that QEMU knows.
-
-        Example:
-            >>> import kos
-            >>> [cpu["cs"] for cpu in kos.default_machine().registers()]
-            [8, 8]
-        """
-        return registers.read(self.qmp)
-
-    def dump(self, path: str | os.PathLike[str]) -> None:
-        """Save RAM, registers, console and build id in one file, which `kos inspect` opens.
-
-        It works on a machine that runs, that has panicked, and, without registers, when QEMU has
-        ended. See `kos.inspect.Dump`; gdb reads the file too.
-
-        Args:
-            path: The file; it is replaced if it exists.
-
-        Example:
-            >>> import tempfile
-            >>> import kos
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     kos.default_machine().dump(f"{folder}/dump")
-        """
-        from kos.inspect.dump import write
-
-        write(self, path)
+    def recording(self) -> Path | None:
+        """The file in which the run is kept when the machine closes, or None."""
+        return self._recorder.path if self._recorder else None
 
     def make_ring(self, paddr: int, timeout: float) -> Ring:
         """The ring that the kernel has at a physical address."""
         return Ring(self.ram, self.ram_offset(paddr), paddr, self.wire, timeout)
-
-    @property
-    def pid(self) -> int:
-        """Process id of QEMU."""
-        return self._qemu.pid
-
-    @property
-    def argv(self) -> list[str]:
-        """The command line of QEMU."""
-        return self._qemu.argv
 
     def pause(self) -> None:
         """Stop all CPUs between two instructions."""
@@ -334,31 +230,6 @@ class Machine(Closing):
     def resume(self) -> None:
         """Let the CPUs go on."""
         self._qemu.resume()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Keep the machine still inside a `with`: what is read there belongs to one instant.
-
-        A machine that is paused already stays so afterwards.
-
-        Example:
-            >>> import kos
-            >>> vm = kos.default_machine()
-            >>> with vm.paused():
-            ...     int(vm.view["zones"][1].managed) > 0
-            True
-        """
-        try:
-            running = self._qemu.is_running()
-        except MachineExited:
-            running = False  # its RAM is still here, and still
-        if running:
-            self.pause()
-        try:
-            yield
-        finally:
-            if running:
-                self.resume()
 
     # Going back
 
@@ -385,6 +256,7 @@ class Machine(Closing):
         """
         with self._lock:
             self._check_open()
+            self._check_unsealed("snapshot")
             self.wire.check()
             with self.wire.idle():
                 running = self._qemu.is_running()
@@ -419,6 +291,7 @@ class Machine(Closing):
         """
         with self._lock:
             self._check_open()
+            self._check_unsealed("restore")
             snapshot = snapshot or self._snapshot
             if snapshot is None or snapshot.states is not self._states:
                 what = "there is no snapshot" if snapshot is None else f"{snapshot!r} is another's"
@@ -455,6 +328,7 @@ class Machine(Closing):
         """Boot the kernel anew, with its memory zeroed. All clients but the machine's own end."""
         with self._lock:
             self._check_open()
+            self._check_unsealed("reset")
             for client in list(self.clients):
                 client.forget()
             self.abandoned.clear()
@@ -501,7 +375,7 @@ class Machine(Closing):
         return f"<Machine {self.memory >> 20}M, {self.cpus} CPUs, {state}>"
 
 
-def _make_wire(abi: Abi, qemu: Qemu, console: Console) -> Wire:
+def _make_wire(abi: Abi, qemu: Qemu, console: Console, pacer: "Pacer | None") -> Wire:
     """The wire, whose thread must not hold the Machine: dropping that ends the thread."""
     wire = Wire(
         abi,
@@ -509,6 +383,7 @@ def _make_wire(abi: Abi, qemu: Qemu, console: Console) -> Wire:
         console.feed,
         lambda booted: _exited(qemu, console, booted),
         console,
+        pacer,
     )
     console.failure = lambda: wire.failure
     return wire
@@ -544,7 +419,13 @@ def _event_handler(machine: "weakref.ref[Machine]") -> Any:
     return handle
 
 
-def _end(wire: Wire, qemu: Qemu) -> None:
+def _end(wire: Wire, qemu: Qemu, recorder: "Recorder | None") -> None:
     """The wire's thread first: it reads from descriptors that QEMU's object closes."""
+    if recorder is not None:
+        recorder.stop(qemu, str(wire.failure.message) if wire.failure else "closed")
     wire.close()
-    qemu.close()
+    try:
+        if recorder is not None:
+            recorder.finish(qemu)
+    finally:
+        qemu.close()

@@ -11,6 +11,7 @@ from kos.exceptions import HostError
 from kos.machine._ram import MachineType
 
 Accel = Literal["tcg", "kvm"]
+RunMode = Literal["record", "replay"]
 
 QEMU = "qemu-system-x86_64"
 MIN_MEMORY = 16 << 20
@@ -103,6 +104,19 @@ def _kvm_lack(kvm: Path, cpuinfo: Path) -> HostError | None:
 
 
 @dataclass(frozen=True)
+class Log:
+    """QEMU's log of what comes from outside: a run is recorded in it or played from it.
+
+    Attributes:
+        mode: What is done with it.
+        path: Where it is.
+    """
+
+    mode: RunMode
+    path: str
+
+
+@dataclass(frozen=True)
 class Config:
     """What a machine is made of, checked on construction."""
 
@@ -114,6 +128,7 @@ class Config:
     deterministic: bool
     append: str
     extra_args: Sequence[str]
+    log: Log | None = None
 
     def __post_init__(self) -> None:
         check_memory(self.memory_bytes)
@@ -126,6 +141,10 @@ class Config:
             raise ValueError("deterministic: only TCG counts instructions, so accel must be 'tcg'")
         if "\0" in self.append or "\0" in str(self.kernel):
             raise ValueError("kernel and append cannot hold a NUL character")
+        if self.log and self.cpus != 1:
+            raise ValueError(f"cpus {self.cpus}: QEMU records machines with 1 CPU only, cpus=1")
+        if self.log and not self.deterministic:
+            raise ValueError("a run is recorded on a machine that counts instructions")
 
 
 def check_cpus(cpus: int) -> None:
@@ -148,9 +167,12 @@ def check_memory(memory_bytes: int) -> None:
 
 
 def build_argv(
-    config: Config, qemu: str, *, ram_fd: int, console_fd: int, wire_fd: int, monitor_fd: int
+    config: Config, qemu: str, *, ram_fd: int, console: str, wire: str, monitor_fd: int
 ) -> list[str]:
-    """The command line; the descriptors are those that QEMU inherits."""
+    """The command line; the descriptors are those that QEMU inherits.
+
+    `console` and `wire` say what is at the ends of the serial lines, as `-chardev` takes it.
+    """
     ram = f"memory-backend-file,id=ram,size={config.memory_bytes},share=on"
     return [
         qemu,
@@ -159,8 +181,8 @@ def build_argv(
         *["-nodefaults", "-no-user-config", "-display", "none"],
         *_cpu_args(config),
         *["-smp", str(config.cpus)],
-        *_serial_args("console", 0, console_fd),
-        *_serial_args("wire", 1, wire_fd),
+        *_serial_args(config, 0, "console", console),
+        *_serial_args(config, 1, "wire", wire),
         *["-chardev", f"socket,id=qmp,fd={monitor_fd}", "-mon", "chardev=qmp,mode=control"],
         # -S: nothing runs, and no event is lost, before the monitor is there to hear it.
         # A triple fault is a reboot; it leaves the machine paused, with its RAM as it was.
@@ -182,13 +204,26 @@ def _cpu_args(config: Config) -> list[str]:
     if config.deterministic:
         return [
             *["-cpu", "qemu64", "-accel", "tcg,thread=single"],
-            *["-icount", "shift=0,sleep=off"],
+            *["-icount", _icount(config.log)],
             *["-rtc", "base=2024-01-01T00:00:00,clock=vm", "-seed", "1"],
         ]
     return ["-cpu", "max", "-accel", "kvm" if config.accel == "kvm" else "tcg,thread=multi"]
 
 
-def _serial_args(name: str, index: int, fd: int) -> list[str]:
+def _icount(log: Log | None) -> str:
+    if log is None:
+        return "shift=0,sleep=off"
+    # With sleep=off QEMU 7.2 never takes recorded input out of its queue.
+    return f"shift=0,sleep=on,rr={log.mode},rrfile={log.path}"
+
+
+def _serial_args(config: Config, index: int, name: str, backend: str) -> list[str]:
+    kind, _, options = backend.partition(",")
+    chardev = ["-chardev", f"{kind},id={name},{options}"]
     # Index 0 is COM1 (0x3f8, IRQ 4), index 1 is COM2 (0x2f8, IRQ 3).
-    device = f"isa-serial,index={index},chardev={name}"
-    return ["-chardev", f"socket,id={name},fd={fd}", "-device", device]
+    device = ["-device", f"isa-serial,index={index},chardev={name}"]
+    if config.log is None:
+        return chardev + device
+    # Only what `-serial` names is recorded. q35 then makes the device itself.
+    recorded = [*chardev, "-serial", f"chardev:{name}"]
+    return recorded + device if config.machine == "microvm" else recorded

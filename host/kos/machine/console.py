@@ -9,8 +9,12 @@ import threading
 import time
 import tty
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kos.exceptions import CallTimeout, KOSError
+
+if TYPE_CHECKING:
+    from kos.machine._record import Pacer
 
 PROMPT = "kos> "
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-Z\\-_]")
@@ -32,6 +36,7 @@ class Console:
 
     def __init__(self) -> None:
         self._fd = -1
+        self._pacer: Pacer | None = None
         self._changed = threading.Condition()
         self._raw = bytearray()
         self._dropped = 0
@@ -41,9 +46,10 @@ class Console:
         self._prompted = False
         self.failure: Callable[[], KOSError | None] = lambda: None
 
-    def attach(self, fd: int) -> None:
-        """Called by the machine: type into this descriptor."""
+    def attach(self, fd: int, pacer: "Pacer | None" = None) -> None:
+        """Called by the machine: type into this descriptor, or with the pacer."""
         self._fd = fd
+        self._pacer = pacer
 
     def feed(self, data: bytes) -> None:
         """Called by the machine's thread: the guest printed this."""
@@ -106,16 +112,25 @@ class Console:
         while data:
             self._check()
             try:
-                data = data[os.write(self._fd, data) :]
+                data = data[self._write(data) :]
             except BlockingIOError:
                 if time.monotonic() > until:
                     raise CallTimeout("typing on the console", 10.0, self.tail()) from None
-                select.select([], [self._fd], [], max(0.0, until - time.monotonic()))
+                self._wait_writable(max(0.0, until - time.monotonic()))
             except OSError:
                 # The line is closed: the machine's thread is about to say why.
                 with self._changed:
                     if not self._changed.wait_for(lambda: self.failure() is not None, timeout=10.0):
                         raise
+
+    def _write(self, data: bytes) -> int:
+        return self._pacer.write(data) if self._pacer else os.write(self._fd, data)
+
+    def _wait_writable(self, seconds: float) -> None:
+        if self._pacer:
+            self._pacer.wait(seconds)
+        else:
+            select.select([], [self._fd], [], seconds)
 
     def _check(self) -> None:
         """Raise what ended the machine; its descriptor may be somebody else's by now."""

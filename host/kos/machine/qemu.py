@@ -1,7 +1,8 @@
 """One QEMU process and its plumbing: RAM, two serial lines, the monitor, its birth and its death.
 
 Everything that connects the two processes is an inherited descriptor: no port, no socket file and
-no temporary file exists, so nothing can be left behind or taken by somebody else. What the guest
+no temporary file exists, so nothing can be left behind or taken by somebody else. (A recorded
+machine's serial lines are pipes, which have names until QEMU has opened them.) What the guest
 runs and what goes over the lines is the business of the layers above.
 """
 
@@ -25,7 +26,8 @@ from kos.exceptions import (
     MachineExited,
     ProtocolError,
 )
-from kos.machine._argv import QEMU, Accel, Config, build_argv, choose_accel, parse_size
+from kos.machine._argv import QEMU, Accel, Config, Log, build_argv, choose_accel, parse_size
+from kos.machine._lines import Lines, Pipe, Pipes, Sockets
 from kos.machine._ram import GuestRam, MachineType, RamLayout
 from kos.machine._spawn import Process
 
@@ -58,6 +60,7 @@ class Qemu(Closing):
         deterministic: Count instructions instead of time, so that equal runs are equal.
         append: The kernel's command line.
         extra_args: More QEMU arguments.
+        log: Record the run in this log, or play it again from there.
 
     Raises:
         ValueError: An argument is out of range.
@@ -81,9 +84,10 @@ class Qemu(Closing):
         deterministic: bool = False,
         append: str = "",
         extra_args: Sequence[str] = (),
+        log: Log | None = None,
     ) -> None:
         config = Config(
-            Path(kernel), memory_bytes, cpus, machine, accel, deterministic, append, extra_args
+            Path(kernel), memory_bytes, cpus, machine, accel, deterministic, append, extra_args, log
         )
         #: Called for the console text that this object's errors carry; set by whoever reads it.
         self.console_tail: Callable[[], str] = str
@@ -101,29 +105,25 @@ class Qemu(Closing):
         with ExitStack() as undo, ExitStack() as guest_ends:
             self._ram = GuestRam(config.memory_bytes)
             undo.callback(self._ram.close)
-            pairs = [socket.socketpair() for _ in range(3)]
-            for ours, theirs in pairs:
-                undo.callback(ours.close)
-                guest_ends.callback(theirs.close)
-            (our_console, console), (our_wire, wire), (monitor_socket, monitor) = pairs
+            monitor_socket, monitor = socket.socketpair()
+            undo.callback(monitor_socket.close)
+            guest_ends.callback(monitor.close)
+            self._ends: Lines = Sockets() if config.log is None else Pipes()
             #: Our ends of COM1 and COM2.
-            self._lines = [our_console, our_wire]
-            for line in self._lines:
-                line.setblocking(False)
-            fds = {
-                "ram_fd": self._ram.fd,
-                "console_fd": console.fileno(),
-                "wire_fd": wire.fileno(),
-                "monitor_fd": monitor.fileno(),
-            }
-            self._process = Process(build_argv(config, qemu, **fds), list(fds.values()))
+            self._lines = self._ends.ours
+            undo.callback(self._ends.close)
+            guest_ends.callback(self._ends.started)
+            console, wire = self._ends.backends
+            fds = {"ram_fd": self._ram.fd, "monitor_fd": monitor.fileno()}
+            argv = build_argv(config, qemu, console=console, wire=wire, **fds)
+            self._process = Process(argv, [*fds.values(), *self._ends.fds])
             undo.callback(_end, self._process)
             # Here, while QEMU starts, because it takes as long as that.
             from kos.machine._qmp import Monitor
 
             self._monitor = Monitor(monitor_socket, self._process.pidfd)
             undo.pop_all()
-        resources = (self._process, self._ram, self._lines)
+        resources = (self._process, self._ram, self._ends)
         self._release = weakref.finalize(self, _release, self._owner, *resources)
 
     # What it is
@@ -152,6 +152,12 @@ class Qemu(Closing):
     def wire_fd(self) -> int:
         """Our non-blocking end of COM2; -1 after `close()`."""
         return self._lines[1].fileno()
+
+    @property
+    def input_fds(self) -> tuple[int, int]:
+        """Where what is typed on COM1 and COM2 goes in; with sockets, the same as the lines."""
+        console, wire = (x.input_fd if isinstance(x, Pipe) else x.fileno() for x in self._lines)
+        return console, wire
 
     @property
     def memory(self) -> GuestRam:
@@ -270,6 +276,7 @@ class Qemu(Closing):
         """
         self.execute("cont", timeout=timeout)
         self._started = True
+        self._ends.opened()
 
     def pause(self) -> None:
         """Stop all CPUs of the guest; RAM keeps still afterwards."""
@@ -329,7 +336,7 @@ class Qemu(Closing):
         except self._monitor.Lost:
             raise self._exit_error() from None
 
-    def replace_lines(self) -> list[socket.socket]:
+    def replace_lines(self) -> list[socket.socket | Pipe]:
         """Give both serial lines new sockets: what is under way in the old ones is never read.
 
         Returns:
@@ -395,10 +402,9 @@ def _end(process: Process) -> None:
         process.close()
 
 
-def _release(owner: int, process: Process, ram: GuestRam, lines: list[socket.socket]) -> None:
+def _release(owner: int, process: Process, ram: GuestRam, lines: Lines) -> None:
     """Kill QEMU and close what connected it to this process; in a forked child, only the latter."""
     if os.getpid() == owner:
         _end(process)
-    for line in lines:
-        line.close()
+    lines.close()
     ram.close()

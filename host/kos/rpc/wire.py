@@ -13,12 +13,16 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from kos.abi import Abi
 from kos.exceptions import CallTimeout, HostError, KernelPanic, KOSError, ProtocolError
 from kos.machine.console import Console
 from kos.rpc import frames
 from kos.rpc.base import Answer
+
+if TYPE_CHECKING:
+    from kos.machine._record import Pacer
 
 _READ = 65536
 
@@ -33,6 +37,7 @@ class Wire:
         on_console: Gets the console's bytes as they come.
         on_exit: Makes the error that says how QEMU ended; told whether the kernel had booted.
         console: Waiters there are woken at the end, and errors show the last of its text.
+        pacer: Sends on COM2 instead of `wire_fd`.
     """
 
     def __init__(
@@ -42,12 +47,14 @@ class Wire:
         on_console: Callable[[bytes], None],
         on_exit: Callable[[bool], KOSError],
         console: Console,
+        pacer: "Pacer | None" = None,
     ) -> None:
         self._abi = abi
         self._console_fd, self._wire_fd, self._pidfd = fds
         self._on_console = on_console
         self._on_exit = on_exit
         self._console = console
+        self._pacer = pacer
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll = select.poll()
         self._later: deque[Callable[[], None]] = deque()
@@ -250,16 +257,22 @@ class Wire:
             while data:
                 self.check()
                 try:
-                    data = data[os.write(self._wire_fd, data) :]
+                    data = data[self._write(data) :]
                 except BlockingIOError:
                     self._wait_writable(until)
                 except OSError:
                     self._wait_failure(until)
 
+    def _write(self, data: bytes) -> int:
+        return self._pacer.write(data) if self._pacer else os.write(self._wire_fd, data)
+
     def _wait_writable(self, until: float) -> None:
         left = until - time.monotonic()
         if left <= 0:
             raise CallTimeout("sending on the wire", 0.0, console=self.console_tail())
+        if self._pacer:
+            self._pacer.wait(left)
+            return
         select.select([], [self._wire_fd], [self._pidfd], left)
 
     def _wait_failure(self, until: float) -> None:

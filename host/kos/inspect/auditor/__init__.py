@@ -23,14 +23,14 @@ from kos.inspect.auditor.zones import check_memmap, check_zones
 
 if TYPE_CHECKING:
     from kos.inspect.dump import Dump
-    from kos.machine import Machine
+    from kos.machine._inside import Inside
 
 __all__ = ["Audit", "Violation", "audit"]
 
 _BOOT_MARK = 0x4B4F5320424F4F54
 
 
-def audit(target: "Machine | Dump") -> Audit:
+def audit(target: "Inside | Dump") -> Audit:
     """Check a kernel's memory management from outside.
 
     A machine that runs is paused meanwhile. While a call is under way a structure may be in the
