@@ -20,7 +20,7 @@ _chosen: contextvars.ContextVar[Machine | None] = contextvars.ContextVar(
 
 def boot(
     memory: int | str = "256M",
-    cpus: int = 2,
+    cpus: int | None = None,
     machine: Any = "microvm",
     accel: Any = "auto",
     deterministic: bool = False,
@@ -30,13 +30,13 @@ def boot(
 
     Args:
         memory: RAM: bytes, or text with K, M or G; 16M to 64G.
-        cpus: Number of CPUs, 1 to 8.
+        cpus: Number of CPUs, 1 to 8; when left out 2, or 1 for a machine that is recorded.
         machine: `microvm`, which starts fastest, or `q35`.
         accel: `tcg` (software emulation), `kvm`, or `auto`: KVM where it works.
         deterministic: Count instructions instead of time, so that equal programs give equal counts.
         options: `kernel` (path of another image), `append` (kernel command line), `carrier`
-            (`rings` or `frames`), `record` (a file in which the run is kept, for `replay`; takes
-            `cpus=1`), `timeout` and `boot_timeout` (seconds).
+            (`rings` or `frames`), `record` (a file in which the run is kept, for `replay`),
+            `timeout` and `boot_timeout` (seconds).
 
     Returns:
         The machine, which is a context manager: leaving its `with` ends it.

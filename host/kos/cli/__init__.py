@@ -75,7 +75,8 @@ def boot_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `kos.boot` takes, from the flags, the environment and pyproject.toml."""
     from kos.settings import resolve
 
-    options = resolve(memory=args.memory, cpus=args.cpus, machine=args.machine, accel=args.accel)
+    cpus = 1 if args.record and args.cpus is None else args.cpus
+    options = resolve(memory=args.memory, cpus=cpus, machine=args.machine, accel=args.accel)
     options["append"] = args.append
     options["deterministic"] = args.deterministic
     if args.kernel:

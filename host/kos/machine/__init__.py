@@ -45,7 +45,7 @@ class Machine(Inside):
         self,
         *,
         memory: int | str = "256M",
-        cpus: int = 2,
+        cpus: int | None = None,
         machine: MachineType = "microvm",
         accel: Literal["auto", "tcg", "kvm"] = "auto",
         deterministic: bool = False,
@@ -57,6 +57,7 @@ class Machine(Inside):
         boot_timeout: float = _BOOT_DEADLINE,
     ) -> None:
         self.memory = parse_size(memory)
+        cpus = (2 if record is None else 1) if cpus is None else cpus
         self.cpus = cpus
         self.kernel, abi_path = image.find(kernel)
         self._sealed = record is not None
