@@ -23,20 +23,32 @@ ifeq ($(findstring clang,$(CC)),)
 KCFLAGS += -fno-tree-loop-distribute-patterns
 endif
 
-KSRCS := $(filter-out $(wildcard kernel/user/*.c),$(wildcard kernel/*/*.c kernel/*/tests/*.c arch/x86_64/*.c))
+# COVERAGE=1 counts what runs in kernel/mm and kernel/rpc, without their tests; see docs/coverage.md.
+# Compiled as it is written, because the optimizer merges lines and branches.
+ifneq ($(COVERAGE),)
+ifneq ($(findstring clang,$(CC)),)
+$(error COVERAGE=1 needs gcc, but CC is $(CC))
+endif
+KGCOV := -O0 --coverage -fprofile-info-section -fprofile-update=atomic
+$(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard kernel/mm/*.c kernel/rpc/*.c)): KCOUNT := $(KGCOV)
+endif
+
+KSRCS := $(filter-out $(wildcard kernel/user/*.c) $(if $(KGCOV),,kernel/debug/gcov.c), \
+	$(wildcard kernel/*/*.c kernel/*/tests/*.c arch/x86_64/*.c))
 KASMS := $(wildcard arch/x86_64/*.S)
 KOBJS := $(KSRCS:%.c=$(BUILD)/obj/%.o) $(KASMS:%.S=$(BUILD)/obj/%.S.o)
 
 # A change of compiler or flags rebuilds everything.
+KFLAGS := $(strip $(CC) $(KCFLAGS) $(KGCOV) $(KASFLAGS))
 $(BUILD)/flags: FORCE
 	@mkdir -p $(BUILD)
-	@echo '$(CC) $(KCFLAGS) $(KASFLAGS)' | cmp -s - $@ || echo '$(CC) $(KCFLAGS) $(KASFLAGS)' > $@
+	@echo '$(KFLAGS)' | cmp -s - $@ || echo '$(KFLAGS)' > $@
 .PHONY: FORCE
 
 $(BUILD)/obj/%.o: %.c $(BUILD)/flags
 	$(call say,  CC  ,$<)
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(KCFLAGS) -MMD -MP -c -o $@ $<
+	$(Q)$(CC) $(KCFLAGS) $(KCOUNT) -MMD -MP -c -o $@ $<
 
 $(BUILD)/obj/%.S.o: %.S $(BUILD)/flags
 	$(call say,  AS  ,$<)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kos import image
 from kos._closing import Closing
 from kos.abi import Abi
+from kos.coverage import Collector
 from kos.exceptions import BootError, HostError, KernelPanic, KOSError, MachineExited
 from kos.inspect import registers
 from kos.machine._argv import Accel, choose_accel, parse_size
@@ -141,7 +142,8 @@ class Machine(Closing):
         self.console.attach(self._qemu.console_fd)
         self.qmp = Monitor(self._qemu)
         self.wire = _make_wire(self.abi, self._qemu, self.console)
-        self._ended = weakref.finalize(self, _end, self.wire, self._qemu)
+        self._coverage = Collector(self.abi, self._qemu)
+        self._ended = weakref.finalize(self, _end, self.wire, self._qemu, self._coverage)
         try:
             self._qemu.on_event(_event_handler(weakref.ref(self)))
             self._qemu.start(timeout=self._boot_timeout)
@@ -461,6 +463,7 @@ class Machine(Closing):
             self.wire.restart()
             self.console.restart()
             try:
+                self._coverage.collect()
                 self._qemu.reset()
                 self._wait_ready()
             except KOSError as error:
@@ -544,7 +547,10 @@ def _event_handler(machine: "weakref.ref[Machine]") -> Any:
     return handle
 
 
-def _end(wire: Wire, qemu: Qemu) -> None:
+def _end(wire: Wire, qemu: Qemu, coverage: Collector) -> None:
     """The wire's thread first: it reads from descriptors that QEMU's object closes."""
-    wire.close()
-    qemu.close()
+    try:
+        wire.close()
+        coverage.collect()
+    finally:
+        qemu.close()
