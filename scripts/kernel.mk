@@ -23,14 +23,18 @@ ifeq ($(findstring clang,$(CC)),)
 KCFLAGS += -fno-tree-loop-distribute-patterns
 endif
 
-# COVERAGE=1 counts what runs in kernel/mm and kernel/rpc, without their tests; see docs/coverage.md.
-# Compiled as it is written, because the optimizer merges lines and branches.
+# COVERAGE=1 counts what runs in kernel/mm and kernel/rpc; see docs/coverage.md. Their tests count for
+# the headers that they use. Compiled as it is written: the optimizer merges lines and branches.
+KGCOV :=
+KCOUNTED :=
+KCOUNT :=
 ifneq ($(COVERAGE),)
 ifneq ($(findstring clang,$(CC)),)
 $(error COVERAGE=1 needs gcc, but CC is $(CC))
 endif
 KGCOV := -O0 --coverage -fprofile-info-section -fprofile-update=atomic
-$(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard kernel/mm/*.c kernel/rpc/*.c)): KCOUNT := $(KGCOV)
+KCOUNTED := $(wildcard $(foreach part,mm rpc,kernel/$(part)/*.c kernel/$(part)/tests/*.c))
+$(KCOUNTED:%.c=$(BUILD)/obj/%.o): KCOUNT := $(KGCOV)
 endif
 
 KSRCS := $(filter-out $(wildcard kernel/user/*.c) $(if $(KGCOV),,kernel/debug/gcov.c), \
@@ -39,7 +43,7 @@ KASMS := $(wildcard arch/x86_64/*.S)
 KOBJS := $(KSRCS:%.c=$(BUILD)/obj/%.o) $(KASMS:%.S=$(BUILD)/obj/%.S.o)
 
 # A change of compiler or flags rebuilds everything.
-KFLAGS := $(strip $(CC) $(KCFLAGS) $(KGCOV) $(KASFLAGS))
+KFLAGS := $(strip $(CC) $(KCFLAGS) $(KASFLAGS) $(KGCOV) $(KCOUNTED))
 $(BUILD)/flags: FORCE
 	@mkdir -p $(BUILD)
 	@echo '$(KFLAGS)' | cmp -s - $@ || echo '$(KFLAGS)' > $@

@@ -139,8 +139,8 @@ def _text(read: Read, address: int) -> str:
 class Collector:
     """Adds one machine's counters to those of the test run, whenever its RAM is about to change.
 
-    It does nothing unless `KOS_COVERAGE` names a folder and the kernel is one that counts. A process
-    that was forked from the one that made it adds nothing.
+    It does nothing unless `KOS_COVERAGE` names a folder and the kernel is one that counts, nor in a
+    process that was forked from the one that made it.
 
     Args:
         abi: Of the kernel that the machine boots.
@@ -209,8 +209,8 @@ def _to_json(unit: Unit) -> list[Any]:
 
 
 def _from_json(record: list[Any]) -> Unit:
-    *head, functions = record
-    return Unit(*head, [Function(*f) for f in functions])
+    path, version, stamp, checksum, functions = record
+    return Unit(path, version, stamp, checksum, [Function(*f) for f in functions])
 
 
 def _records(folder: Path) -> Iterator[Unit]:
