@@ -106,14 +106,18 @@ COVERAGE_BUILD := build/coverage
 COVERAGE_ARGS = $(TEST_ARGS) -m "not plain" \
 	$(foreach name,setup units doctor qemu docs generated,--ignore=tests/test_$(name).py)
 
-.PHONY: coverage
-coverage: build ## measure which lines and branches of the kernel the tests reach
+.PHONY: coverage-kernel
+coverage-kernel: setup
+	$(Q)mkdir -p build
 	$(Q)flock build/.lock $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS)) \
 		BUILD=$(COVERAGE_BUILD) COVERAGE=1 $(COVERAGE_BUILD)/kos.abi.json
+
+.PHONY: coverage
+coverage: build coverage-kernel ## measure which lines and branches of the kernel the tests reach
 	$(Q)rm -rf $(COVERAGE_BUILD)/counts
 	$(Q)KOS_KERNEL=$(CURDIR)/$(COVERAGE_BUILD)/kos.elf KOS_COVERAGE=$(CURDIR)/$(COVERAGE_BUILD)/counts \
 		$(PYTEST) $(COVERAGE_ARGS)
-	$(Q)$(PYTHON) scripts/coverage.py $(COVERAGE_BUILD)
+	$(Q)$(PYTHON) scripts/coverage_report.py $(COVERAGE_BUILD)
 
 .PHONY: package
 package: build ## make the wheel: build/dist/kos-*.whl

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -210,7 +211,10 @@ def test_a_mapping_that_got_lost(boot: Boot, use: str, table: int) -> None:
     """Something wrote over a page table: the kernel stops instead of going on from there."""
     vm = boot(memory="32M", timeout=LONG)
     client, vaddr = vm.client, 0x7654321000
-    calls = {"unmap": client.page_unmap, "flags": lambda addr: client.page_flags(addr, 0, 1)}
+    calls: dict[str, Callable[[int], object]] = {
+        "unmap": client.page_unmap,
+        "flags": lambda addr: client.page_flags(addr, 0, 1),
+    }
     frame = client.page_alloc(0)
     client.page_map(frame, vaddr)
     above = int(client.page_walk(vaddr)[table - 1]) & 0x000FFFFFFFFFF000

@@ -1,6 +1,6 @@
 """Says what the tests of a run reached in kernel/mm and kernel/rpc; `make coverage` ends with it.
 
-    coverage.py BUILD
+    coverage_report.py BUILD
 
 BUILD holds a kernel built with COVERAGE=1 and, in `counts`, what its machines left there. gcovr
 prints its tables and writes BUILD/html/index.html. The run fails when a line was not reached that
@@ -22,7 +22,7 @@ ALLOWED = ROOT / "scripts" / "coverage-allowed.toml"
 PARTS = ("kernel/mm", "kernel/rpc")
 BRANCHES = 95.0  # percent
 
-Excuses = dict[tuple[str, str], str]
+Excuses = dict[tuple[str, str, str], str]
 
 
 def gcovr(*options: str | Path) -> None:
@@ -33,28 +33,19 @@ def gcovr(*options: str | Path) -> None:
     argv += options
     done = subprocess.run([str(word) for word in argv], cwd=ROOT, check=False)
     if done.returncode:
-        sys.exit(f"coverage.py: gcovr failed with status {done.returncode}")
+        sys.exit(f"coverage_report.py: gcovr failed with status {done.returncode}")
 
 
 def read_excuses(path: Path) -> Excuses:
-    """The reasons in the file, by path and text of the line."""
-    entries = tomllib.loads(path.read_text()).get("line", [])
-    for entry in entries:
-        if set(entry) != {"path", "text", "reason"} or not all(entry.values()):
-            sys.exit(f"{path}: {entry}: expected path, text and reason")
-    return {(entry["path"], entry["text"]): entry["reason"] for entry in entries}
-
-
-def missed_lines(report: dict[str, Any], root: Path) -> list[tuple[str, int, str]]:
-    """Path, number and text of each line that gcovr says was not reached."""
-    missed = []
-    for file in report["files"]:
-        source = (root / file["file"]).read_text().splitlines()
-        for line in file["lines"]:
-            if not line["count"]:
-                number = line["line_number"]
-                missed.append((file["file"], number, source[number - 1].strip()))
-    return missed
+    """The reasons in the file, by path, `text` or `function`, and what that is."""
+    excuses: Excuses = {}
+    for entry in tomllib.loads(path.read_text()).get("unreached", []):
+        kinds = set(entry) - {"path", "reason"}
+        if len(entry) != 3 or not kinds < {"text", "function"} or not all(entry.values()):
+            sys.exit(f"{path}: {entry}: expected path, reason, and text or function")
+        (kind,) = kinds
+        excuses[entry["path"], kind, entry[kind]] = entry["reason"]
+    return excuses
 
 
 def faults(
@@ -68,14 +59,21 @@ def faults(
         excuses: As `read_excuses` gives them.
         root: What the report's paths are relative to.
     """
-    missed = missed_lines(report, root)
-    texts = {(path, text) for path, _, text in missed}
-    found = [f"{p}:{n}: not reached: {t}" for p, n, t in missed if (p, t) not in excuses]
-    found += [
-        f"{path}: excused, but no line that was not reached: {text}"
-        for path, text in excuses
-        if (path, text) not in texts
-    ]
+    found, used = [], set()
+    for file in report["files"]:
+        path = file["file"]
+        source = (root / path).read_text().splitlines()
+        for line in file["lines"]:
+            if line["count"]:
+                continue
+            text = source[line["line_number"] - 1].strip()
+            function = line.get("function_name", "")
+            matching = {(path, "text", text), (path, "function", function)} & set(excuses)
+            used |= matching
+            if not matching:
+                found.append(f"{path}:{line['line_number']}: not reached: {text}")
+    for path, kind, what in sorted(set(excuses) - used):
+        found.append(f"{ALLOWED.name}: {path}: no line that was not reached has {kind} {what!r}")
     if summary["branch_percent"] < BRANCHES:
         share = f"{summary['branch_covered']} of {summary['branch_total']} branches"
         found.append(f"{share} were taken, less than {BRANCHES:g} %")
@@ -86,8 +84,11 @@ def main() -> None:
     build = Path(sys.argv[1]).resolve()
     units = coverage.merge(build / "counts")
     if not units:
-        sys.exit(f"coverage.py: no machine has left counters in {build / 'counts'}")
-    coverage.write(units)
+        sys.exit(f"coverage_report.py: no machine has left counters in {build / 'counts'}")
+    try:
+        coverage.write(units)
+    except ValueError as error:
+        sys.exit(f"coverage_report.py: {error}")
     trace, totals, html = (build / name for name in ("lines.json", "totals.json", "html"))
     html.mkdir(exist_ok=True)
     # The side of an assertion that fails is no branch of the program's.
