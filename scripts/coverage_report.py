@@ -99,7 +99,7 @@ def main() -> None:
     report, summary = (json.loads(path.read_text()) for path in (trace, totals))
     excuses = read_excuses(ALLOWED)
     print(f"{units[0].runs} machines; {html / 'index.html'}")
-    print(f"lines    {summary['line_covered']} of {summary['line_total']}, {len(excuses)} excused")
+    print(f"lines    {summary['line_covered']} of {summary['line_total']}, {len(excuses)} excuses")
     print(f"branches {summary['branch_covered']} of {summary['branch_total']}")
     found = faults(report, summary, excuses, ROOT)
     if found:

@@ -451,6 +451,7 @@ def test_call(vm: Machine) -> None:
     assert lines_of(vm, "call test_name 0") == [vm.client.test_name(0)]
     assert lines_of(vm, "call test_count") == [f"count {vm.client.test_count()}"]
     assert lines_of(vm, "call buddy_alloc 11") == ["-22 EINVAL"]
+    assert lines_of(vm, "call mem_read 0x400000 8") == ["-14 EFAULT", "fault 0x400000"]
     (line,) = lines_of(vm, "call buddy_alloc 1")
     addr = int(line.removeprefix("addr "), 16)
     assert vm.client.page_info(addr).owner == 1

@@ -151,7 +151,8 @@ class Collector:
         self._table = abi.symbols.get("gcov_table")
         self._build_id = bytes.fromhex(abi.build_id)
         self._qemu = qemu
-        self._folder = os.environ.get(VARIABLE)
+        folder = os.environ.get(VARIABLE)
+        self._folder = os.path.abspath(folder) if folder else None
         self._owner = os.getpid()
         self._base: dict[str, Unit] = {}
 
