@@ -323,25 +323,24 @@ def test_a_forked_child_counts_nothing(
     assert calls(folder, "ping", tmp_path) == 1
 
 
-def test_an_earlier_state_is_not_counted_again(
+def test_what_a_snapshot_had_counted_is_not_counted_again(
     start: Callable[..., Machine], folder: Path, tmp_path: Path
 ) -> None:
-    """RAM is put back to where two of three calls had been made, and two more are made."""
     vm = start()
-    for value in range(2):
-        vm.client.ping(value)
-    vm.pause()
-    earlier = bytes(vm.ram)
-    vm.resume()
-    vm.client.ping(3)
-    vm.pause()
-    vm._coverage.collect()
-    vm.ram[:] = earlier
-    vm._coverage.rebase()
-    ram = vm.ram_offset(vm.abi.symbols["gcov_table"] - coverage.KERNEL_BASE)
-    assert any(vm.ram[ram : ram + 24])
+    vm.client.ping(1)
+    vm.client.ping(2)
+    before = vm.snapshot()
+    for calls_after in (1, 3):
+        for value in range(calls_after):
+            vm.client.ping(value)
+        vm.restore(before)
+    with pytest.raises(KernelPanic):
+        vm.client.crash("triple")
+    vm.restore(before)
+    vm.client.ping(5)
     vm.close()
-    assert calls(folder, "ping", tmp_path) == 3
+    assert calls(folder, "ping", tmp_path) == 2 + 1 + 3 + 1
+    assert calls(folder, "crash", tmp_path) == 1
 
 
 def test_kernels_that_do_not_count_leave_nothing(

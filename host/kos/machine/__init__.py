@@ -437,6 +437,7 @@ class Machine(Closing):
     def _load(self, snapshot: Snapshot) -> None:
         qemu, host = self._qemu, snapshot.host
         qemu.pause()
+        self._coverage.collect()
         qemu.reset_stopped()
         old = qemu.replace_lines()
         self.wire.replace_lines(qemu.console_fd, qemu.wire_fd)
@@ -445,6 +446,7 @@ class Machine(Closing):
             line.close()
         self._states.load(snapshot.name)
         qemu.memory.load(snapshot.ram)
+        self._coverage.rebase()
         self.abandoned[:] = host["abandoned"]
         for client, rings in snapshot.clients:
             client.rejoin(rings)
