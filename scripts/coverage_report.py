@@ -82,13 +82,13 @@ def faults(
 
 def main() -> None:
     build = Path(sys.argv[1]).resolve()
-    units = coverage.merge(build / "counts")
-    if not units:
-        sys.exit(f"coverage_report.py: no machine has left counters in {build / 'counts'}")
     try:
+        units = coverage.merge(build / "counts")
         coverage.write(units)
     except ValueError as error:
         sys.exit(f"coverage_report.py: {error}")
+    if not units:
+        sys.exit(f"coverage_report.py: no machine has left counters in {build / 'counts'}")
     trace, totals, html = (build / name for name in ("lines.json", "totals.json", "html"))
     html.mkdir(exist_ok=True)
     # The side of an assertion that fails is no branch of the program's.

@@ -188,7 +188,7 @@ def test_merge_refuses_two_builds(tmp_path: Path) -> None:
 def counting() -> Path:
     """The kernel of `make coverage`, built when it is not there or is older than its sources."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    argv = ["make", "coverage-kernel"]
+    argv = ["make", "coverage-kernel", "CC=gcc"]
     done = subprocess.run(
         argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=BUILD_SECONDS
     )

@@ -168,8 +168,10 @@ class Collector:
         if units:
             os.makedirs(self._folder, exist_ok=True)
             line = json.dumps([_to_json(unit) for unit in units], separators=(",", ":"))
-            with open(os.path.join(self._folder, f"{self._owner}.jsonl"), "ab", 0) as f:
-                f.write(line.encode() + b"\n")  # in one piece: threads write it, too
+            path = os.path.join(self._folder, f"{self._owner}.jsonl")
+            with open(path, "ab", 0) as f:  # written in one piece, because threads write it, too
+                if f.write(f"{line}\n".encode()) <= len(line):
+                    raise OSError(f"{path}: no room for the counters")
 
     def rebase(self) -> None:
         """RAM holds what it held at an earlier time: what it counts up to here was added then."""
