@@ -7,7 +7,7 @@ import time
 import pytest
 
 from conftest import Boot
-from helpers import CARRIERS, PAGE, RING_BYTES, Threads, free_bytes, refused
+from helpers import CARRIERS, LONG, PAGE, RING_BYTES, Threads, free_bytes, refused
 from kos.exceptions import HostError
 from kos.machine import Machine
 from kos.memory.constants import EBADF, EBUSY, EFAULT, EINVAL, ENFILE, ENOMEM, PG_LOCKED
@@ -19,7 +19,7 @@ PING, CLIENT_OPEN, CLIENT_CLOSE, RING_OPEN, RING_CLOSE = 1, 3, 4, 5, 6
 
 
 def wire_call(vm: Machine, number: int, *args: int, data: bytes = b"") -> tuple[int, int, int]:
-    status, (first, second, _) = vm.wire.call(number, args, data)
+    status, (first, second, _) = vm.wire.call(number, args, data, timeout=LONG)
     return status, first, second
 
 
