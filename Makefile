@@ -99,6 +99,26 @@ soak: build ## run the soak tests for MINUTES (default 10)
 fuzz: build ## run the fuzz tests for MINUTES (default 10)
 	$(Q)KOS_TEST_MINUTES=$(MINUTES) $(PYTEST) -m fuzz
 
+# The kernel that counts is another one: slower, and larger. Left out are the tests that boot no kernel
+# of ours (setup, units, doctor), guests of their own (qemu), kernels that they build (docs), that
+# compare generated files (generated), and those marked `plain`.
+COVERAGE_BUILD := build/coverage
+COVERAGE_ARGS = $(TEST_ARGS) -m "not plain" \
+	$(foreach name,setup units doctor qemu docs generated,--ignore=tests/test_$(name).py)
+
+.PHONY: coverage-kernel
+coverage-kernel: setup
+	$(Q)mkdir -p build
+	$(Q)flock build/.lock $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS)) \
+		BUILD=$(COVERAGE_BUILD) COVERAGE=1 $(COVERAGE_BUILD)/kos.abi.json
+
+.PHONY: coverage
+coverage: build coverage-kernel ## measure which lines and branches of the kernel the tests reach
+	$(Q)rm -rf $(COVERAGE_BUILD)/counts
+	$(Q)KOS_KERNEL=$(CURDIR)/$(COVERAGE_BUILD)/kos.elf KOS_COVERAGE=$(CURDIR)/$(COVERAGE_BUILD)/counts \
+		$(PYTEST) $(COVERAGE_ARGS)
+	$(Q)$(PYTHON) scripts/coverage_report.py $(COVERAGE_BUILD)
+
 .PHONY: package
 package: build ## make the wheel: build/dist/kos-*.whl
 	$(Q)$(VENV)/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/dist .

@@ -5,6 +5,7 @@ import re
 import shutil
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,6 +133,35 @@ def test_reset_comes_up_as_the_first_boot(boot: Boot) -> None:
         first[0],
         first[1]._replace(boot_ticks=0),
     )
+
+
+def test_memory_that_keeps_its_contents(boot: Boot) -> None:
+    """A reset that does not clear RAM, as the hardware's: the kernel clears what it begins with."""
+    vm = boot(memory="64M", cpus=1)
+    first = vm.console.run("zones"), vm.console.run("mem")
+    clean = vm.client.page_info(0x3000000)
+    vm.client.buddy_alloc_array(0, 4096)
+    vm.client.page_map(vm.client.page_alloc(0), 0x400000)
+    hellos = vm.wire.hellos
+    vm.qmp.execute("set-action", reboot="reset")
+    vm.qmp.execute("system_reset")
+    until = time.monotonic() + WAIT
+    while vm.wire.hellos == hellos:
+        assert time.monotonic() < until
+    assert (vm.console.run("zones"), vm.console.run("mem")) == first
+    assert vm.wire.call(38, (0x3000000,), capacity=4096)[1][2] == struct.pack("<3Q8I", *clean)
+
+
+def test_boot_without_memory_for_a_ring(boot: Boot) -> None:
+    """The kernel comes up and offers no client; whoever connects is told why that cannot be."""
+    holes, end, ring = "reserve=0-2M", 16 * MIB, 16 * FRAME
+    for left in (ring + 16 * FRAME, 8 * FRAME):  # less memory has less metadata: twice
+        vm = boot(memory="16M", cpus=1, append=holes)
+        end -= vm.client.machine_info().free_bytes + ring - left
+        holes = f"reserve=0-2M reserve={end:#x}-16M"
+    with pytest.raises(CallError) as caught:
+        boot(memory="16M", cpus=1, append=holes)
+    assert (caught.value.call, caught.value.errno) == ("client_open", ENOMEM)
 
 
 @pytest.mark.parametrize("memory", ["1G", "64M", "16G"])

@@ -413,6 +413,7 @@ def test_bench_list() -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()] == list(MEASUREMENTS)
 
 
+@pytest.mark.plain
 def test_bench_kernel_is_within_its_bars() -> None:
     """Guest instructions: exact, so the bars hold on any machine, and twice the same."""
     runs = [kos("bench", "kernel", "--json", "-", "--runs=1") for _ in range(2)]

@@ -7,10 +7,10 @@ import time
 import pytest
 
 from conftest import Boot
-from helpers import CARRIERS, PAGE, RING_BYTES, Threads, free_bytes, refused
+from helpers import CARRIERS, LONG, PAGE, RING_BYTES, Threads, free_bytes, refused
 from kos.exceptions import HostError
 from kos.machine import Machine
-from kos.memory.constants import EBADF, EBUSY, EFAULT, EINVAL, ENFILE, PG_LOCKED
+from kos.memory.constants import EBADF, EBUSY, EFAULT, EINVAL, ENFILE, ENOMEM, PG_LOCKED
 from kos.rpc import frames
 from kos.rpc.client import Client
 
@@ -19,7 +19,7 @@ PING, CLIENT_OPEN, CLIENT_CLOSE, RING_OPEN, RING_CLOSE = 1, 3, 4, 5, 6
 
 
 def wire_call(vm: Machine, number: int, *args: int, data: bytes = b"") -> tuple[int, int, int]:
-    status, (first, second, _) = vm.wire.call(number, args, data)
+    status, (first, second, _) = vm.wire.call(number, args, data, timeout=LONG)
     return status, first, second
 
 
@@ -122,6 +122,40 @@ def test_ids_run_out_and_come_back(vm: Machine) -> None:
     with vm.connect("again") as again:
         assert again.ping(2) == 2
     assert free_bytes(vm) == before
+
+
+def test_no_memory_for_a_ring(boot: Boot) -> None:
+    """The client that was made for it is gone again."""
+    vm = boot(memory="16M", cpus=1)
+    before, clients = free_bytes(vm), vm.client.machine_info().clients
+    for order in range(10, -1, -1):
+        with refused(ENOMEM):
+            while True:
+                vm.client.buddy_alloc(order)
+    left = free_bytes(vm)
+    for _ in range(3):
+        with refused(ENOMEM, "client_open"):
+            vm.connect("late")
+        assert wire_call(vm, RING_OPEN, vm.client.id)[0] == ENOMEM
+    after = vm.client.machine_info()
+    assert (after.clients, after.rings, free_bytes(vm)) == (clients, 1, left)
+    vm.client.close()
+    with vm.connect("next") as client:
+        assert free_bytes_of(client) == before
+
+
+def free_bytes_of(client: Client) -> int:
+    client.buddy_drain()
+    return client.machine_info().free_bytes
+
+
+def test_names_of_any_bytes(vm: Machine) -> None:
+    """The console shows what can be printed of them, and stays a line for each client."""
+    status, client, _ = wire_call(vm, CLIENT_OPEN, data=b"a\x1b[2Jb\r\n\x7f\xffc")
+    assert status == 0
+    lines = vm.console.run("clients").splitlines()
+    assert len(lines) == 1 + vm.client.machine_info().clients
+    assert lines[-1].split()[:2] == [str(client), "a?[2Jb????c"]
 
 
 def test_rings_run_out_and_threads_take_the_line(vm: Machine) -> None:

@@ -207,6 +207,8 @@ def test_page(vm: Machine) -> None:
     single = vm.client.page_alloc(0)
     vm.client.page_map(single, 0x400000)
     vm.client.page_flags(single, 1, 0)
+    locked = vm.client.page_alloc(0)
+    vm.client.page_flags(locked, 2, 0)
     assert lines_of(vm, f"page {block:#x}") == [
         f"frame {block:#x}, number {block // FRAME}, zone NORMAL",
         "  place  in use",
@@ -223,12 +225,16 @@ def test_page(vm: Machine) -> None:
     ]
     mapped = lines_of(vm, f"page {single}")
     assert mapped[-2:] == ["  flags  dirty mapped", "  vaddr  0x400000"]
+    assert lines_of(vm, f"page {locked}")[-1] == "  flags  locked"
     root = lines_of(vm, "pt 0x400000 3")
     table = re.findall(r"-> (0x[0-9a-f]+)  table", "\n".join(root))[0]
     assert "  kind   page table" in lines_of(vm, f"page {table}")
     vm.client.buddy_free(block, 4)
     assert lines_of(vm, f"page {block:#x}")[1] == "  place  free, in the zone"
     assert lines_of(vm, "page 0x200000")[1:] == ["  place  reserved: the kernel image"]
+    stack = lines_of(vm, f"pt {vm.client.cpu_info(0).stack_low:#x}")[-1].split()[2].rstrip(",")
+    reserved = "  place  reserved: page tables, stacks, metadata"
+    assert lines_of(vm, f"page {stack}")[1:] == [reserved]
     assert lines_of(vm, "page 2M") == lines_of(vm, "page 0x200000")
     for addr in (0, 0xA0000, vm.memory, (1 << 64) - 1):
         assert lines_of(vm, f"page {addr:#x}") == [f"{addr:#x} is not RAM"]
@@ -406,6 +412,22 @@ def test_what_free_refuses(vm: Machine) -> None:
     lines_of(vm, f"free {mine} 3")
 
 
+def test_why_free_refuses_frames_in_use(vm: Machine) -> None:
+    status, (ring, _, _) = vm.wire.call(5, (vm.client.id,))
+    assert status == 0
+    assert lines_of(vm, f"free {ring:#x} 4") == [f"refused: {ring:#x}: it belongs to the kernel"]
+    frame = int(lines_of(vm, "call page_alloc 0")[0].split()[1], 16)
+    for use, undo, why in (
+        (f"page_flags {frame} 2 0", f"page_flags {frame} 0 2", "it is locked"),
+        (f"page_map {frame} 0x400000", f"page_unmap {frame}", "it is mapped"),
+        (f"page_get {frame}", f"page_put {frame}", "it has 2 references"),
+    ):
+        lines_of(vm, f"call {use}")
+        assert lines_of(vm, f"free {frame:#x} 0") == [f"refused: {frame:#x}: {why}"]
+        lines_of(vm, f"call {undo}")
+    assert lines_of(vm, f"free {frame:#x} 0") == [f"freed {frame:#x}, order 0"]
+
+
 def test_alloc_without_memory(boot: Boot) -> None:
     vm = boot(memory="16M", cpus=1)
     held = []
@@ -429,6 +451,7 @@ def test_call(vm: Machine) -> None:
     assert lines_of(vm, "call test_name 0") == [vm.client.test_name(0)]
     assert lines_of(vm, "call test_count") == [f"count {vm.client.test_count()}"]
     assert lines_of(vm, "call buddy_alloc 11") == ["-22 EINVAL"]
+    assert lines_of(vm, "call mem_read 0x400000 8") == ["-14 EFAULT", "fault 0x400000"]
     (line,) = lines_of(vm, "call buddy_alloc 1")
     addr = int(line.removeprefix("addr "), 16)
     assert vm.client.page_info(addr).owner == 1

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,26 @@ def test_a_panic_wakes_all(boot: Boot) -> None:
         vm.client.crash("null")
     errors = threads.wait()
     assert [type(e) for e in errors] == [KernelPanic] * 5
+
+
+@pytest.mark.parametrize(("use", "table"), [("unmap", 2), ("unmap", 3), ("flags", 2)])
+def test_a_mapping_that_got_lost(boot: Boot, use: str, table: int) -> None:
+    """Something wrote over a page table: the kernel stops instead of going on from there."""
+    vm = boot(memory="32M", timeout=LONG)
+    client, vaddr = vm.client, 0x7654321000
+    calls: dict[str, Callable[[int], object]] = {
+        "unmap": client.page_unmap,
+        "flags": lambda addr: client.page_flags(addr, 0, 1),
+    }
+    frame = client.page_alloc(0)
+    client.page_map(frame, vaddr)
+    above = int(client.page_walk(vaddr)[table - 1]) & 0x000FFFFFFFFFF000
+    at = vm.ram_offset(above) + 8 * (vaddr >> 12 + 9 * (3 - table) & 511)
+    vm.ram[at : at + 8] = bytes(8)
+    with pytest.raises(KernelPanic) as info:
+        calls[use](frame)
+    assert info.value.reason.startswith("assertion failed: ")
+    assert info.value.reason.endswith(f"{vaddr:#x} is not mapped")
 
 
 def test_a_panic_from_the_console(boot: Boot) -> None:

@@ -20,7 +20,7 @@ DATA = 8192
 DATA_BYTES = RING_BYTES - DATA
 SQ, CQ = 4096, 256
 CLIENT_OPEN, CLIENT_CLOSE, RING_OPEN = 3, 4, 5
-CRASH = 52
+BENCH_RUN, CRASH = 51, 52
 
 
 def send(vm: Machine, data: bytes) -> None:
@@ -291,6 +291,23 @@ def test_a_full_completion_queue_waits_for_the_host(vm: Machine) -> None:
     ring.publish()
     assert ring.wait() == [(64, 0)]
     ring.close()
+
+
+def test_closing_waits_for_the_call_that_is_being_served(vm: Machine) -> None:
+    """Another CPU is at work on the ring's entries: its memory is given back only afterwards."""
+    before, long_calls = free_bytes(vm), 4
+    ring = RawRing(vm)
+    assert ring.word(37) == 1, "the ring is not on the other CPU"
+    ring.put(raw_entry(1))
+    for _ in range(long_calls):
+        ring.put(frames.ENTRY.pack(BENCH_RUN, 0, 0, 0, 0, 1_000_000, 0, 0, 0, 0, 0, 0))
+    ring.publish()
+    until = time.monotonic() + 60
+    while not ring.word(17):  # once the first is answered, all others are being served
+        assert time.monotonic() < until
+    ring.close()
+    assert ring.word(17) == 1 + long_calls
+    assert free_bytes(vm) == before
 
 
 def test_a_header_that_is_overwritten(vm: Machine) -> None:

@@ -95,9 +95,7 @@ void frame_send_panic(const void *record, size_t n)
 
 void frame_offer_client(void)
 {
-    if (client_open("host", &offered))
-        return;
-    if (ring_open(offered, &offered_ring)) {
+    if (!client_open("host", &offered) && ring_open(offered, &offered_ring)) {
         client_close(offered);
         offered = NULL;
     }

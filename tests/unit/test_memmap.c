@@ -202,6 +202,24 @@ static void top_of_the_address_space(void)
           range_total(&memmap.free));
 }
 
+/* A piece of RAM that the table had no room for is not free either, though that table had room. */
+static void more_pieces_than_the_map_has_room_for(void)
+{
+    memmap_reset();
+    memmap_add(0x1000000, 0x10000000);
+    memmap_reserve(0x1000000, 0x1800000);
+    for (u64 i = 0; i < MEMMAP_RANGES + 10; i++)
+        memmap_remove(0x1080000 + i * 0x100000, 0x1081000 + i * 0x100000);
+    CHECK(memmap.ram.count == MEMMAP_RANGES && memmap.ram.dropped, "%u ranges, %u dropped",
+          memmap.ram.count, memmap.ram.dropped);
+    CHECK(!memmap.free.dropped, "%u dropped", memmap.free.dropped);
+    for (u32 i = 0; i < memmap.free.count; i++)
+        CHECK(range_contains(&memmap.ram, memmap.free.range[i].start, memmap.free.range[i].end),
+              "0x%" PRIx64 "-0x%" PRIx64, memmap.free.range[i].start, memmap.free.range[i].end);
+    CHECK(range_total(&memmap.free) == range_total(&memmap.ram) - 0x800000 + 8 * 0x1000,
+          "0x%" PRIx64 " bytes are free", range_total(&memmap.free));
+}
+
 static void early_allocation(void)
 {
     memmap_reset();
@@ -274,6 +292,7 @@ int main(void)
     RUN(a_full_table);
     RUN(pages_of_the_map);
     RUN(limits_of_the_map);
+    RUN(more_pieces_than_the_map_has_room_for);
     RUN(early_allocation);
     RUN(memory_above_16_mib_first);
     RUN(clearing_after_a_reset);

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kos import image
 from kos.abi import Abi
+from kos.coverage import Collector
 from kos.exceptions import BootError, HostError, KernelPanic, KOSError, MachineExited
 from kos.machine._argv import Accel, choose_accel, parse_size
 from kos.machine._inside import Inside, Monitor
@@ -106,7 +107,10 @@ class Machine(Inside):
         self.console.attach(self._qemu.console_fd, pacers[0])
         self.qmp = Monitor(self._qemu, questions_only=self._sealed)
         self.wire = _make_wire(self.abi, self._qemu, self.console, pacers[1])
-        self._ended = weakref.finalize(self, _end, self.wire, self._qemu, self._recorder)
+        self._coverage = Collector(self.abi, self._qemu)
+        self._ended = weakref.finalize(
+            self, _end, self.wire, self._qemu, self._coverage, self._recorder
+        )
         try:
             self._qemu.on_event(_event_handler(weakref.ref(self)))
             self._qemu.start(timeout=self._boot_timeout)
@@ -309,6 +313,7 @@ class Machine(Inside):
     def _load(self, snapshot: Snapshot) -> None:
         qemu, host = self._qemu, snapshot.host
         qemu.pause()
+        self._coverage.collect()
         qemu.reset_stopped()
         old = qemu.replace_lines()
         self.wire.replace_lines(qemu.console_fd, qemu.wire_fd)
@@ -317,6 +322,7 @@ class Machine(Inside):
             line.close()
         self._states.load(snapshot.name)
         qemu.memory.load(snapshot.ram)
+        self._coverage.rebase()
         self.abandoned[:] = host["abandoned"]
         for client, rings in snapshot.clients:
             client.rejoin(rings)
@@ -336,6 +342,7 @@ class Machine(Inside):
             self.wire.restart()
             self.console.restart()
             try:
+                self._coverage.collect()
                 self._qemu.reset()
                 self._wait_ready()
             except KOSError as error:
@@ -420,12 +427,13 @@ def _event_handler(machine: "weakref.ref[Machine]") -> Any:
     return handle
 
 
-def _end(wire: Wire, qemu: Qemu, recorder: "Recorder | None") -> None:
+def _end(wire: Wire, qemu: Qemu, coverage: Collector, recorder: "Recorder | None") -> None:
     """The wire's thread first: it reads from descriptors that QEMU's object closes."""
     if recorder is not None:
         recorder.stop(qemu, str(wire.failure.message) if wire.failure else "closed")
     wire.close()
     try:
+        coverage.collect()
         if recorder is not None:
             recorder.finish(qemu)
     finally:
