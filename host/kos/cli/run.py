@@ -7,6 +7,7 @@ import time
 import kos
 from kos.cli import boot_options
 from kos.cli.console import converse
+from kos.inspect import audit
 from kos.machine import Machine
 
 SHOW = """
@@ -31,6 +32,9 @@ PageFrameAllocator().free_page(frame)
 
 PageFrame(0x5000)                           # exactly that frame
 buddy_stats()["free_blocks"]
+
+int(vm.view["zones"][1].free_pages)         # read out of its RAM, by its name in C
+[frame.name for frame in vm.view.stack(vm.cpus - 1)]
 """
 
 
@@ -49,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
 
 def show(vm: Machine) -> None:
     """Run the lines of SHOW as a prompt would, and show the kernel's own view at the end."""
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"vm": vm}
     for line in SHOW.strip().splitlines():
         if not line:
             print()
@@ -64,3 +68,5 @@ def show(vm: Machine) -> None:
             print(repr(result))
     print("\nwhat the kernel says:\n\nkos> buddy")
     print(vm.console.run("buddy"))
+    print("\nwhat the auditor finds, from outside:\n")
+    print(audit(vm))
