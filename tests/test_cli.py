@@ -166,7 +166,9 @@ def test_run_shows_the_api_at_work() -> None:
     assert re.search(r"^>>> buddy_free\(addr, 1\) .*\n-22$", text, re.MULTILINE)
     assert re.search(r"^>>> hex\(frame.virtual_addr\)\n'0x400000'$", text, re.MULTILINE)
     assert "what the kernel says:\n\nkos> buddy\nzone DMA: " in text
-    assert lines[-1].startswith("# in use")
+    assert re.search(r"^\['cpu_irq_enable_halt', 'loop_halt', .*\]$", text, re.MULTILINE)
+    assert re.search(r"^audit of 64 MiB, \d+ frames accounted for: sound$", text, re.MULTILINE)
+    assert lines[-1].split(maxsplit=1) == ["1", "the kernel: mark of this boot"]
 
 
 def test_run_ends_its_machine() -> None:
