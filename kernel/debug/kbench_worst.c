@@ -1,0 +1,329 @@
+/*
+ * The most that single calls can take: each case builds the state in which its call has the most to
+ * do, and times that one call. docs/measuring.md says why each state is the worst. See kbench.h.
+ *
+ * All of the zone is held first, its blocks of the largest order in `block`, smaller ones in a chain
+ * through their struct pages. From there a state is made by giving back parts of the blocks:
+ *
+ *   BLOCK_HELD    nothing of it is free
+ *   BLOCK_LOOSE   its first part was given back, all else is held: that part stays by itself
+ *   BLOCK_OUT     all but its first part was given back: that part, given back too, merges with it
+ *                 up to the largest order. Or the whole block was.
+ */
+#include "debug/kbench.h"
+#include "x86_64/percpu.h"
+#include "lib/errno.h"
+#include "mm/owned.h"
+#include "mm/pages.h"
+
+#define BLOCKS_MAX 16384 /* of the largest order, in 64 GiB */
+#define OWNER      0xffef
+#define ARRAY      64
+
+static u32 block[BLOCKS_MAX];
+static enum { BLOCK_HELD, BLOCK_LOOSE, BLOCK_OUT } state[BLOCKS_MAX];
+static u32 blocks;
+static u64 chain; /* smaller blocks that are held: pfn of the first, 0: none */
+
+static void hold_all(void)
+{
+    u64 pfn;
+    for (blocks = 0; blocks < BLOCKS_MAX; blocks++) {
+        pfn = zone_take_one(pcp_zone, MAX_ORDER, true);
+        if (!pfn)
+            break;
+        block[blocks] = (u32)pfn;
+        state[blocks] = BLOCK_HELD;
+    }
+    for (unsigned order = MAX_ORDER; order-- > 0;) {
+        while ((pfn = zone_take_one(pcp_zone, order, true))) {
+            page_at(pfn)->head = page_head(PAGE_KERNEL, order, 0);
+            page_at(pfn)->links.next = (u32)chain;
+            chain = pfn;
+        }
+    }
+}
+
+/* All of a block but its first 2^order frames. */
+static void give_rest(u32 b, unsigned order)
+{
+    for (; order < MAX_ORDER; order++)
+        zone_give_one(pcp_zone, block[b] + (1ull << order), order);
+}
+
+static void release_all(void)
+{
+    pcp_drain();
+    for (u32 b = 0; b < blocks; b++) {
+        if (state[b] == BLOCK_HELD)
+            zone_give_one(pcp_zone, block[b], MAX_ORDER);
+        else if (state[b] == BLOCK_LOOSE)
+            give_rest(b, 0);
+    }
+    while (chain) {
+        u64 pfn = chain;
+        struct page *p = page_at(pfn);
+        unsigned order = p->order;
+        chain = p->links.next;
+        p->head = 0;
+        zone_give_one(pcp_zone, pfn, order);
+    }
+}
+
+/* Gives back a part of a block by way of the magazine. */
+static void to_magazine(u32 b, unsigned order)
+{
+    page_at(block[b])->head = page_head(PAGE_KERNEL, order, 0);
+    pages_free(block[b], order, PAGE_KERNEL, 0);
+}
+
+/* ---- states: false when the machine is too small for it ---- */
+
+/* Nothing is free but whole blocks: one, or as many as the watermark asks for. */
+static bool only_whole_blocks(void)
+{
+    u32 b = blocks;
+    u64 needed = pcp_zone->watermark_min + (1ull << MAX_ORDER);
+    do {
+        if (!b)
+            return false;
+        state[--b] = BLOCK_OUT;
+        zone_give_one(pcp_zone, block[b], MAX_ORDER);
+    } while (pcp_zone->buddy.free_pages < needed);
+    return true;
+}
+
+/* And n frames by themselves, as far from each other as can be. */
+static bool scattered_frames(u32 n)
+{
+    if (blocks < 2 * n || !only_whole_blocks())
+        return false;
+    for (u32 i = 0; i < n; i++) {
+        u32 b = i * (blocks / 2 / n) * 2;
+        if (state[b] != BLOCK_HELD)
+            return false;
+        state[b] = BLOCK_LOOSE;
+        zone_give_one(pcp_zone, block[b], 0);
+    }
+    return true;
+}
+
+static u32 limit_of(unsigned order)
+{
+    return this_cpu()->pcp.magazine[pcp_index[order]].limit;
+}
+
+/*
+ * The magazine of order 0 is full. Its older half are frames that each merge ten times, again as far
+ * from each other as can be.
+ */
+static bool full_magazine(void)
+{
+    u32 limit = limit_of(0), half = limit / 2, gap = half ? blocks / half : 0;
+    if (gap < 2)
+        return false;
+    for (u32 i = 0; i < half; i++) {
+        state[i * gap] = BLOCK_OUT;
+        give_rest(i * gap, 0);
+        to_magazine(i * gap, 0);
+    }
+    for (u32 i = 0; i < limit - half; i++) {
+        state[i * gap + 1] = BLOCK_LOOSE;
+        to_magazine(i * gap + 1, 0);
+    }
+    return true;
+}
+
+/* All magazines are full, of blocks that merge up to the largest order; there is none of that. */
+static bool full_magazines(void)
+{
+    u32 b = 0;
+    for (unsigned i = 0; i < PCP_MAGAZINES; i++) {
+        unsigned order = pcp_order[i];
+        for (u32 n = limit_of(order); n; n--) {
+            if (b == blocks)
+                return false;
+            state[b] = BLOCK_OUT;
+            give_rest(b, order);
+            to_magazine(b++, order);
+        }
+    }
+    return true;
+}
+
+/* ---- cases: ticks of one call, 0 when its state cannot be made ---- */
+
+#define TIMED(call)                                                                                \
+    ({                                                                                             \
+        u64 start_ = kbench_clock();                                                               \
+        call;                                                                                      \
+        kbench_clock() - start_ - kbench_empty();                                                  \
+    })
+
+static u64 zone_take_one_splits(void)
+{
+    if (!only_whole_blocks())
+        return 0;
+    u64 pfn = 0, ticks = TIMED(pfn = zone_take_one(pcp_zone, 0, false));
+    zone_give_one(pcp_zone, pfn, 0);
+    return ticks;
+}
+
+static u64 zone_give_one_merges(void)
+{
+    if (!only_whole_blocks())
+        return 0;
+    u64 pfn = zone_take_one(pcp_zone, 0, false);
+    return TIMED(zone_give_one(pcp_zone, pfn, 0));
+}
+
+static u64 zone_take_batch(void)
+{
+    u32 pfns[PCP_SLOTS], n = limit_of(0) / 2;
+    if (n < 2 || !scattered_frames(n - 1))
+        return 0;
+    u32 got = 0;
+    u64 ticks = TIMED(got = zone_take(pcp_zone, 0, n, false, pfns));
+    zone_give(pcp_zone, 0, got, pfns);
+    return ticks;
+}
+
+static u64 zone_give_batch(void)
+{
+    if (!full_magazine())
+        return 0;
+    struct pcp *pcp = &this_cpu()->pcp;
+    u32 n = limit_of(0) / 2;
+    u64 ticks = TIMED(zone_give(pcp_zone, 0, n, pcp->slot));
+    for (u32 i = 0; i < n; i++) /* they are free now: out of the magazine */
+        pcp->slot[i] = pcp->slot[n + i];
+    pcp->magazine[0].count = (u8)n;
+    return ticks;
+}
+
+static u64 alloc_refills(void)
+{
+    if (!limit_of(0) || !scattered_frames(limit_of(0) / 2 - 1))
+        return 0;
+    u64 pfn = 0, ticks = TIMED(pfn = pages_alloc(0, PAGE_KERNEL, 0, 0));
+    pages_free(pfn, 0, PAGE_KERNEL, 0);
+    return ticks;
+}
+
+static u64 free_spills(void)
+{
+    if (!full_magazine())
+        return 0;
+    u32 b = blocks - 1;
+    if (state[b] != BLOCK_HELD)
+        return 0;
+    state[b] = BLOCK_LOOSE;
+    return TIMED(to_magazine(b, 0));
+}
+
+static u64 drain(void)
+{
+    return full_magazines() ? TIMED(pcp_drain()) : 0;
+}
+
+static u64 alloc_drains(void)
+{
+    if (!full_magazines())
+        return 0;
+    u64 pfn = 0, ticks = TIMED(pfn = pages_alloc(MAX_ORDER, PAGE_KERNEL, 0, 0));
+    pages_free(pfn, MAX_ORDER, PAGE_KERNEL, 0);
+    return ticks;
+}
+
+static u64 claim_splits(void)
+{
+    if (!only_whole_blocks())
+        return 0;
+    u64 pfn = block[blocks - 1] + (1ull << MAX_ORDER) - 1;
+    u64 ticks = TIMED(pages_claim(pfn, PAGE_KERNEL, 0));
+    pages_free(pfn, 0, PAGE_KERNEL, 0);
+    return ticks;
+}
+
+static u64 claim_drains(void)
+{
+    if (!full_magazines())
+        return 0;
+    u64 ticks = TIMED(pages_claim(block[0], PAGE_KERNEL, 0));
+    pages_free(block[0], 0, PAGE_KERNEL, 0);
+    return ticks;
+}
+
+/* An owner with a block before the state is made, so that lists have neighbours to mend. */
+static struct owner owner = {.id = OWNER};
+
+static u64 owned_alloc_refills(void)
+{
+    u64 pfn;
+    if (!limit_of(0) || !scattered_frames(limit_of(0) / 2 - 1))
+        return 0;
+    return TIMED(owned_alloc(&owner, 0, false, &pfn));
+}
+
+static u64 owned_alloc_splits(void)
+{
+    u64 pfn;
+    return full_magazines() ? TIMED(owned_alloc(&owner, MAX_ORDER, true, &pfn)) : 0;
+}
+
+static u64 owned_alloc_array_refills(void)
+{
+    static u64 paddrs[ARRAY];
+    u32 got;
+    if (!limit_of(0) || blocks < 2 * ARRAY || !scattered_frames(ARRAY - 1))
+        return 0;
+    return TIMED(owned_alloc_array(&owner, 0, ARRAY, paddrs, &got));
+}
+
+static u64 owned_free_spills(void)
+{
+    u64 first = owner.first, next = page_at(first)->links.next;
+    return next && full_magazine() ? TIMED(owned_free(&owner, next, 0)) : 0;
+}
+
+static const struct {
+    const char *name;
+    u64 (*run)(void);
+} cases[] = {
+    {"zone_take_one", zone_take_one_splits},
+    {"zone_give_one", zone_give_one_merges},
+    {"zone_take", zone_take_batch},
+    {"zone_give", zone_give_batch},
+    {"pages_alloc_refill", alloc_refills},
+    {"pages_free_spill", free_spills},
+    {"pcp_drain", drain},
+    {"pages_alloc_drain", alloc_drains},
+    {"pages_claim", claim_splits},
+    {"pages_claim_drain", claim_drains},
+    {"owned_alloc_refill", owned_alloc_refills},
+    {"owned_alloc_split", owned_alloc_splits},
+    {"owned_alloc_array_64", owned_alloc_array_refills},
+    {"owned_free_spill", owned_free_spills},
+};
+
+const char *kbench_worst_name(u32 index)
+{
+    return index < ARRAY_SIZE(cases) ? cases[index].name : NULL;
+}
+
+int kbench_worst(u32 index, u64 *ticks)
+{
+    u64 pfn;
+    if (index >= ARRAY_SIZE(cases))
+        return -EINVAL;
+    kbench_begin();
+    for (int i = 0; i < 3; i++)
+        owned_alloc(&owner, 0, false, &pfn);
+    pcp_drain();
+    hold_all();
+    *ticks = cases[index].run();
+    owned_release_all(&owner);
+    release_all();
+    kbench_end();
+    return *ticks ? 0 : -ENOMEM;
+}
