@@ -6,7 +6,8 @@
  * through their struct pages. From there a state is made by giving back parts of the blocks:
  *
  *   BLOCK_HELD    nothing of it is free
- *   BLOCK_LOOSE   its first part was given back, all else is held: that part stays by itself
+ *   BLOCK_LOOSE   its first frame was given back, all else is held
+ *   BLOCK_COMB    of its first frames every other one was given back, a batch of them: none merges
  *   BLOCK_OUT     all but its first part was given back: that part, given back too, merges with it
  *                 up to the largest order. Or the whole block was.
  */
@@ -19,11 +20,25 @@
 #define BLOCKS_MAX 16384 /* of the largest order, in 64 GiB */
 #define OWNER      0xffef
 #define ARRAY      64
+#define COMB       32 /* frames of a comb, with free ones among them */
 
 static u32 block[BLOCKS_MAX];
-static enum { BLOCK_HELD, BLOCK_LOOSE, BLOCK_OUT } state[BLOCKS_MAX];
+static enum { BLOCK_HELD, BLOCK_LOOSE, BLOCK_COMB, BLOCK_OUT } state[BLOCKS_MAX];
 static u32 blocks;
 static u64 chain; /* smaller blocks that are held: pfn of the first, 0: none */
+
+/* Not inline, and with an order that is no constant: where the kernel allocates it is never dearer. */
+static __attribute__((noinline)) u64 call_alloc(unsigned order)
+{
+    __asm__("" : "+r"(order));
+    return pages_alloc(order, PAGE_KERNEL, 0, 0);
+}
+
+static __attribute__((noinline)) void call_free(u64 pfn, unsigned order)
+{
+    __asm__("" : "+r"(order));
+    pages_free(pfn, order, PAGE_KERNEL, 0);
+}
 
 static void hold_all(void)
 {
@@ -51,14 +66,36 @@ static void give_rest(u32 b, unsigned order)
         zone_give_one(pcp_zone, block[b] + (1ull << order), order);
 }
 
+static u32 limit_of(unsigned order)
+{
+    return this_cpu()->pcp.magazine[pcp_index[order]].limit;
+}
+
+static u32 batch_of(unsigned order)
+{
+    return this_cpu()->pcp.magazine[pcp_index[order]].batch;
+}
+
+/* Gives back the teeth of a comb, or what is between and behind them. */
+static void give_comb(u32 b, bool teeth)
+{
+    for (u32 i = 0; i < COMB; i++)
+        if ((i % 2 == 0 && i / 2 < batch_of(0)) == teeth)
+            zone_give_one(pcp_zone, block[b] + i, 0);
+}
+
 static void release_all(void)
 {
     pcp_drain();
     for (u32 b = 0; b < blocks; b++) {
         if (state[b] == BLOCK_HELD)
             zone_give_one(pcp_zone, block[b], MAX_ORDER);
-        else if (state[b] == BLOCK_LOOSE)
+        if (state[b] == BLOCK_LOOSE)
             give_rest(b, 0);
+        if (state[b] == BLOCK_COMB) {
+            give_comb(b, false);
+            give_rest(b, (unsigned)bits_lowest(COMB));
+        }
     }
     while (chain) {
         u64 pfn = chain;
@@ -74,7 +111,7 @@ static void release_all(void)
 static void to_magazine(u32 b, unsigned order)
 {
     page_at(block[b])->head = page_head(PAGE_KERNEL, order, 0);
-    pages_free(block[b], order, PAGE_KERNEL, 0);
+    call_free(block[b], order);
 }
 
 /* ---- states: false when the machine is too small for it ---- */
@@ -93,45 +130,43 @@ static bool only_whole_blocks(void)
     return true;
 }
 
-/* And n frames by themselves, as far from each other as can be. */
-static bool scattered_frames(u32 n)
+/* And n combs: a batch of frames in one word of the bitmap, the only ones around. */
+static bool combs(u32 n)
 {
-    if (blocks < 2 * n || !only_whole_blocks())
+    if (!limit_of(0) || blocks < 2 * n || !only_whole_blocks())
         return false;
     for (u32 i = 0; i < n; i++) {
-        u32 b = i * (blocks / 2 / n) * 2;
+        u32 b = i * (blocks / n);
         if (state[b] != BLOCK_HELD)
             return false;
-        state[b] = BLOCK_LOOSE;
-        zone_give_one(pcp_zone, block[b], 0);
+        state[b] = BLOCK_COMB;
+        give_comb(b, true);
     }
     return true;
 }
 
-static u32 limit_of(unsigned order)
-{
-    return this_cpu()->pcp.magazine[pcp_index[order]].limit;
-}
-
 /*
- * The magazine of order 0 is full. Its older half are frames that each merge ten times, again as far
- * from each other as can be.
+ * The magazine of order 0 is full. The batch on top are frames that each merge ten times, as far from
+ * each other as can be, so that most words they are in become zero and not zero.
  */
 static bool full_magazine(void)
 {
-    u32 limit = limit_of(0), half = limit / 2, gap = half ? blocks / half : 0;
-    if (gap < 2)
+    u32 batch = batch_of(0), gap = blocks / batch, below = limit_of(0) - batch;
+    if (!limit_of(0) || gap < 2)
         return false;
-    for (u32 i = 0; i < half; i++) {
+    for (u32 b = 0; b < blocks && below; b++) {
+        if (b % gap == 0)
+            continue;
+        state[b] = BLOCK_LOOSE;
+        to_magazine(b, 0);
+        below--;
+    }
+    for (u32 i = 0; i < batch; i++) {
         state[i * gap] = BLOCK_OUT;
         give_rest(i * gap, 0);
         to_magazine(i * gap, 0);
     }
-    for (u32 i = 0; i < limit - half; i++) {
-        state[i * gap + 1] = BLOCK_LOOSE;
-        to_magazine(i * gap + 1, 0);
-    }
-    return true;
+    return !below && state[blocks - 1] == BLOCK_HELD;
 }
 
 /* All magazines are full, of blocks that merge up to the largest order; there is none of that. */
@@ -177,48 +212,59 @@ static u64 zone_give_one_merges(void)
     return TIMED(zone_give_one(pcp_zone, pfn, 0));
 }
 
-static u64 zone_take_batch(void)
+static u64 time_zone_take(void)
 {
-    u32 pfns[PCP_SLOTS], n = limit_of(0) / 2;
-    if (n < 2 || !scattered_frames(n - 1))
-        return 0;
-    u32 got = 0;
-    u64 ticks = TIMED(got = zone_take(pcp_zone, 0, n, false, pfns));
+    u32 pfns[PCP_SLOTS], got = 0;
+    u64 ticks = TIMED(got = zone_take(pcp_zone, 0, batch_of(0), false, pfns));
     zone_give(pcp_zone, 0, got, pfns);
     return ticks;
 }
 
-static u64 zone_give_batch(void)
+static u64 zone_take_word(void)
+{
+    return combs(1) ? time_zone_take() : 0;
+}
+
+static u64 zone_take_splits(void)
+{
+    return limit_of(0) && only_whole_blocks() ? time_zone_take() : 0;
+}
+
+static u64 zone_give_merges(void)
 {
     if (!full_magazine())
         return 0;
     struct pcp *pcp = &this_cpu()->pcp;
-    u32 n = limit_of(0) / 2;
-    u64 ticks = TIMED(zone_give(pcp_zone, 0, n, pcp->slot));
-    for (u32 i = 0; i < n; i++) /* they are free now: out of the magazine */
-        pcp->slot[i] = pcp->slot[n + i];
-    pcp->magazine[0].count = (u8)n;
+    struct magazine *m = &pcp->magazine[0];
+    m->count -= m->batch;
+    return TIMED(zone_give(pcp_zone, 0, m->batch, pcp->slot + m->count));
+}
+
+static u64 time_pages_alloc(unsigned order)
+{
+    u64 pfn = 0, ticks = TIMED(pfn = call_alloc(order));
+    pages_free(pfn, order, PAGE_KERNEL, 0);
     return ticks;
 }
 
-static u64 alloc_refills(void)
+static u64 alloc_refills_from_word(void)
 {
-    if (!limit_of(0) || !scattered_frames(limit_of(0) / 2 - 1))
-        return 0;
-    u64 pfn = 0, ticks = TIMED(pfn = pages_alloc(0, PAGE_KERNEL, 0, 0));
-    pages_free(pfn, 0, PAGE_KERNEL, 0);
-    return ticks;
+    return combs(1) ? time_pages_alloc(0) : 0;
+}
+
+static u64 alloc_refills_by_split(void)
+{
+    return limit_of(0) && only_whole_blocks() ? time_pages_alloc(0) : 0;
 }
 
 static u64 free_spills(void)
 {
     if (!full_magazine())
         return 0;
-    u32 b = blocks - 1;
-    if (state[b] != BLOCK_HELD)
-        return 0;
-    state[b] = BLOCK_LOOSE;
-    return TIMED(to_magazine(b, 0));
+    u64 pfn = block[blocks - 1];
+    state[blocks - 1] = BLOCK_LOOSE;
+    page_at(pfn)->head = page_head(PAGE_KERNEL, 0, 0);
+    return TIMED(call_free(pfn, 0));
 }
 
 static u64 drain(void)
@@ -228,11 +274,7 @@ static u64 drain(void)
 
 static u64 alloc_drains(void)
 {
-    if (!full_magazines())
-        return 0;
-    u64 pfn = 0, ticks = TIMED(pfn = pages_alloc(MAX_ORDER, PAGE_KERNEL, 0, 0));
-    pages_free(pfn, MAX_ORDER, PAGE_KERNEL, 0);
-    return ticks;
+    return full_magazines() ? time_pages_alloc(MAX_ORDER) : 0;
 }
 
 static u64 claim_splits(void)
@@ -260,9 +302,7 @@ static struct owner owner = {.id = OWNER};
 static u64 owned_alloc_refills(void)
 {
     u64 pfn;
-    if (!limit_of(0) || !scattered_frames(limit_of(0) / 2 - 1))
-        return 0;
-    return TIMED(owned_alloc(&owner, 0, false, &pfn));
+    return combs(1) ? TIMED(owned_alloc(&owner, 0, false, &pfn)) : 0;
 }
 
 static u64 owned_alloc_splits(void)
@@ -274,10 +314,8 @@ static u64 owned_alloc_splits(void)
 static u64 owned_alloc_array_refills(void)
 {
     static u64 paddrs[ARRAY];
-    u32 got;
-    if (!limit_of(0) || blocks < 2 * ARRAY || !scattered_frames(ARRAY - 1))
-        return 0;
-    return TIMED(owned_alloc_array(&owner, 0, ARRAY, paddrs, &got));
+    u32 got, refills = ARRAY / batch_of(0);
+    return combs(refills - 1) ? TIMED(owned_alloc_array(&owner, 0, ARRAY, paddrs, &got)) : 0;
 }
 
 static u64 owned_free_spills(void)
@@ -292,16 +330,18 @@ static const struct {
 } cases[] = {
     {"zone_take_one", zone_take_one_splits},
     {"zone_give_one", zone_give_one_merges},
-    {"zone_take", zone_take_batch},
-    {"zone_give", zone_give_batch},
-    {"pages_alloc_refill", alloc_refills},
+    {"zone_take_word", zone_take_word},
+    {"zone_take_split", zone_take_splits},
+    {"zone_give", zone_give_merges},
+    {"pages_alloc_refill_word", alloc_refills_from_word},
+    {"pages_alloc_refill_split", alloc_refills_by_split},
     {"pages_free_spill", free_spills},
     {"pcp_drain", drain},
     {"pages_alloc_drain", alloc_drains},
     {"pages_claim", claim_splits},
     {"pages_claim_drain", claim_drains},
     {"owned_alloc_refill", owned_alloc_refills},
-    {"owned_alloc_split", owned_alloc_splits},
+    {"owned_alloc_drain_split", owned_alloc_splits},
     {"owned_alloc_array_64", owned_alloc_array_refills},
     {"owned_free_spill", owned_free_spills},
 };

@@ -27,14 +27,6 @@ u64 pages_alloc_slow(unsigned order, unsigned flags)
     return likely(pfn) ? pfn : alloc_hard(order, reserve);
 }
 
-void pages_free_slow(u64 pfn, unsigned order)
-{
-    if (pfn >= pcp_zone_start)
-        pcp_spill(&this_cpu()->pcp, order, pfn);
-    else
-        zone_give_one(zone_of(pfn), pfn, order);
-}
-
 int pages_claim(u64 pfn, enum page_kind kind, u16 owner)
 {
     u64 at = paddr_of(pfn);

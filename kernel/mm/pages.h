@@ -16,9 +16,8 @@
 
 #define PAGES_RESERVE 1 /* may go below the min watermark: for the kernel's own needs */
 
-/* What the inline parts do not serve; use pages_alloc and pages_free. */
+/* What the inline part of pages_alloc does not serve. */
 u64 pages_alloc_slow(unsigned order, unsigned flags);
-void pages_free_slow(u64 pfn, unsigned order);
 
 /* A block of 2^order frames with head page_head(kind, order, owner). Its pfn, or 0. */
 static inline u64 pages_alloc(unsigned order, enum page_kind kind, u16 owner, unsigned flags)
@@ -67,11 +66,10 @@ static inline int pages_free(u64 pfn, unsigned order, enum page_kind kind, u16 o
             return 0;
         }
         spin_unlock(&m->lock);
-    } else if (index < 0) {
+        pcp_spill(pcp, order, pfn);
+    } else {
         zone_give_one(zone_of(pfn), pfn, order);
-        return 0;
     }
-    pages_free_slow(pfn, order);
     return 0;
 }
 

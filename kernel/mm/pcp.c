@@ -22,7 +22,7 @@ void pcp_init(void)
     for_each_cpu(cpu) {
         for (unsigned m = 0; m < PCP_MAGAZINES; m++) {
             u8 limit = limit_for(m);
-            cpu->pcp.magazine[m] = (struct magazine){.limit = limit, .batch = limit / 2};
+            cpu->pcp.magazine[m] = (struct magazine){.limit = limit, .batch = MAX(limit / 4, 1)};
         }
         memmap.metadata_bytes += sizeof(cpu->pcp);
     }
@@ -35,15 +35,10 @@ u64 pcp_refill(struct pcp *pcp, unsigned order, bool reserve)
     SPIN_GUARD(&m->lock);
     if (m->count) /* given back by another CPU between the look and here */
         return slots[--m->count];
-    u32 got = zone_take(pcp_zone, order, MAX(m->batch, 1), false, slots);
+    u32 got = zone_take(pcp_zone, order, m->batch, false, slots);
     if (!got) /* what is below the watermark never stays in a magazine, where anyone could take it */
         return reserve ? zone_take_one(pcp_zone, order, true) : 0;
-    /* What the buddy gave first on top: the order is that of an allocator without magazines. */
-    for (u32 i = 0; i < got / 2; i++) {
-        u32 t = slots[i];
-        slots[i] = slots[got - 1 - i];
-        slots[got - 1 - i] = t;
-    }
+    /* The lowest is on top: the order is that of an allocator without magazines. */
     m->count = (u8)(got - 1);
     return slots[got - 1];
 }
@@ -58,11 +53,9 @@ void pcp_spill(struct pcp *pcp, unsigned order, u64 pfn)
         zone_give(pcp_zone, order, 1, &block);
         return;
     }
-    if (m->count == m->limit) { /* the oldest go: they are the coldest */
-        zone_give(pcp_zone, order, m->batch, slots);
+    if (m->count == m->limit) { /* from the top: nothing that stays needs to be moved */
         m->count -= m->batch;
-        for (u32 i = 0; i < m->count; i++)
-            slots[i] = slots[i + m->batch];
+        zone_give(pcp_zone, order, m->batch, slots + m->count);
     }
     slots[m->count++] = block;
 }

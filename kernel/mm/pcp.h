@@ -3,6 +3,11 @@
  * nothing else), for orders 0 to 3 and 9. Filled and emptied in batches, so that most allocations
  * take no shared lock.
  *
+ * A batch is a quarter of a magazine at most: what one allocation or free has to do is bounded by it.
+ * A refill takes fewer when they do not lie at one place in the zone (see buddy_take_many), always
+ * the lowest first. When a magazine is full the batch on top goes, so that what stays need not move;
+ * what was freed last of all is then on top.
+ *
  * A block in a magazine is taken out of the buddy and has a page head of zero, like all that is free.
  *
  * Lock: one a magazine, because others drain it when memory runs short; its CPU finds it free.

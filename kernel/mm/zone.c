@@ -104,15 +104,10 @@ void zone_give_one(struct zone *z, u64 pfn, unsigned order)
 
 u32 zone_take(struct zone *z, unsigned order, u32 n, bool reserve, u32 *pfns)
 {
-    u64 floor = floor_for(z, order, reserve);
-    u32 got = 0;
+    u64 keep = reserve ? 0 : z->watermark_min;
     SPIN_GUARD(&z->lock);
-    for (; got < n && z->buddy.free_pages >= floor; got++) {
-        u64 pfn = buddy_take(&z->buddy, order);
-        if (pfn == BUDDY_NONE)
-            break;
-        pfns[got] = (u32)pfn;
-    }
+    u64 free = z->buddy.free_pages, spare = free > keep ? (free - keep) >> order : 0;
+    u32 got = buddy_take_many(&z->buddy, order, (u32)MIN((u64)n, spare), pfns);
     z->taken[order] += got;
     z->failures += !got;
     return got;
@@ -121,8 +116,7 @@ u32 zone_take(struct zone *z, unsigned order, u32 n, bool reserve, u32 *pfns)
 void zone_give(struct zone *z, unsigned order, u32 n, const u32 *pfns)
 {
     SPIN_GUARD(&z->lock);
-    for (u32 i = 0; i < n; i++)
-        buddy_give(&z->buddy, pfns[i], order);
+    buddy_give_many(&z->buddy, order, n, pfns);
     z->given[order] += n;
 }
 
