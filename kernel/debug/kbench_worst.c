@@ -146,7 +146,7 @@ static bool combs(u32 n)
 }
 
 /*
- * The magazine of order 0 is full. The batch on top are frames that each merge ten times, as far from
+ * The magazine of order 0 is full, in a burst of frees. The batch on top are frames that each merge ten times, as far from
  * each other as can be, so that most words they are in become zero and not zero.
  */
 static bool full_magazine(void)
@@ -166,6 +166,9 @@ static bool full_magazine(void)
         give_rest(i * gap, 0);
         to_magazine(i * gap, 0);
     }
+    struct pcp *pcp = &this_cpu()->pcp;
+    pcp->spills[0] = PCP_BURST; /* the next one gives a batch */
+    pcp->last[0] = pcp->slot[limit_of(0) - batch];
     return !below && state[blocks - 1] == BLOCK_HELD;
 }
 
@@ -236,6 +239,9 @@ static u64 zone_give_merges(void)
         return 0;
     struct pcp *pcp = &this_cpu()->pcp;
     struct magazine *m = &pcp->magazine[0];
+    SPIN_GUARD(&m->lock);
+    if (m->count < m->batch) /* another CPU ran out of memory and emptied it */
+        return 0;
     m->count -= m->batch;
     return TIMED(zone_give(pcp_zone, 0, m->batch, pcp->slot + m->count));
 }

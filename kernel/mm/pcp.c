@@ -43,19 +43,37 @@ u64 pcp_refill(struct pcp *pcp, unsigned order, bool reserve)
     return slots[got - 1];
 }
 
+/*
+ * How many blocks are to go from a full magazine. The block of the last spill lies where that one
+ * left off; if it is still there, nothing was taken since.
+ */
+static u32 spill_size(struct pcp *pcp, u32 index, const u32 *slots)
+{
+    const struct magazine *m = &pcp->magazine[index];
+    u8 *spills = &pcp->spills[index];
+    u32 small = (m->batch + 3u) / 4, size = *spills == PCP_BURST ? m->batch : small;
+    if (slots[m->limit - size] != pcp->last[index])
+        *spills = 0;
+    else if (*spills < PCP_BURST)
+        ++*spills;
+    return *spills == PCP_BURST ? m->batch : small;
+}
+
 void pcp_spill(struct pcp *pcp, unsigned order, u64 pfn)
 {
-    struct magazine *m = &pcp->magazine[pcp_index[order]];
-    u32 *slots = &pcp->slot[pcp_first[pcp_index[order]]];
-    u32 block = (u32)pfn;
+    u32 index = (u32)pcp_index[order], block = (u32)pfn;
+    struct magazine *m = &pcp->magazine[index];
+    u32 *slots = &pcp->slot[pcp_first[index]];
     SPIN_GUARD(&m->lock);
     if (!m->limit) {
         zone_give(pcp_zone, order, 1, &block);
         return;
     }
-    if (m->count == m->limit) { /* from the top: nothing that stays needs to be moved */
-        m->count -= m->batch;
-        zone_give(pcp_zone, order, m->batch, slots + m->count);
+    if (m->count == m->limit) {
+        u32 n = spill_size(pcp, index, slots);
+        pcp->last[index] = block;
+        m->count -= (u8)n;
+        zone_give(pcp_zone, order, n, slots + m->count);
     }
     slots[m->count++] = block;
 }

@@ -3,10 +3,11 @@
  * nothing else), for orders 0 to 3 and 9. Filled and emptied in batches, so that most allocations
  * take no shared lock.
  *
- * A batch is a quarter of a magazine at most: what one allocation or free has to do is bounded by it.
- * A refill takes fewer when they do not lie at one place in the zone (see buddy_take_many), always
- * the lowest first. When a magazine is full the batch on top goes, so that what stays need not move;
- * what was freed last of all is then on top.
+ * A batch is a quarter of a magazine: what one allocation or free has to do is bounded by it. A refill
+ * takes fewer when they do not lie at one place in the zone (see buddy_take_many), always the lowest
+ * first. When a magazine is full, what is on top goes, so that what stays need not move; what was
+ * freed last of all is then on top. A quarter of a batch goes, that the free which meets the full
+ * magazine is not a long one, and a batch when many are freed in a row.
  *
  * A block in a magazine is taken out of the buddy and has a page head of zero, like all that is free.
  *
@@ -17,6 +18,7 @@
 #include "mm/mm.h"
 
 #define PCP_MAGAZINES 5
+#define PCP_BURST     8 /* so many spills in a row, and a whole batch goes at once */
 #define PCP_SLOTS     (64 + 32 + 16 + 8 + 4)
 
 struct magazine {
@@ -26,7 +28,9 @@ struct magazine {
 
 struct pcp {
     struct magazine magazine[PCP_MAGAZINES];
-    u32 slot[PCP_SLOTS]; /* pfn of each block */
+    u32 slot[PCP_SLOTS];      /* pfn of each block */
+    u8 spills[PCP_MAGAZINES]; /* in a row, with nothing taken in between */
+    u32 last[PCP_MAGAZINES];  /* pfn whose free spilled last */
 };
 
 extern struct zone *pcp_zone;
