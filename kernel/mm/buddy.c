@@ -65,20 +65,19 @@ static inline void block_set_only(struct buddy_map *m, u64 i)
 
 /*
  * The order, and all up to `from`, have no block. Takes the lowest block of order `from` apart: its
- * first `got` blocks of the order are taken, the rest of it stays free, in the largest blocks that
+ * first `taken` blocks of the order are taken, the rest of it stays free, in the largest blocks that
  * fit. Returns the index of the first. The counts of splits are those of taking one by one.
  */
 static inline __attribute__((always_inline)) u64 take_apart(struct buddy *b, unsigned order,
-                                                            unsigned from, u64 got)
+                                                            unsigned from, u64 taken)
 {
-    u64 first = buddy_lowest_take(b, from) << (from - order);
+    u64 first = buddy_lowest_take(b, from) << (from - order), at = first;
     struct buddy_map *m = buddy_map_of(b, order);
-    u64 at = first, taken = got;
+    /* The blocks that stay free are the bits of their number. */
+    b->nonempty |= (u32)((1ull << (from - order)) - taken) << order;
     for (; order < from; order++, m++) {
-        if (taken & 1) {
+        if (taken & 1)
             block_set_only(m, at + taken++);
-            b->nonempty |= 1u << order;
-        }
         at /= 2;
         taken /= 2;
         b->splits[order + 1] += taken;
@@ -93,7 +92,7 @@ u64 buddy_take_split(struct buddy *b, unsigned order, unsigned from)
 }
 
 /* Up to n blocks out of the lowest word of the bitmap that has any. */
-static u32 take_word(struct buddy *b, unsigned order, u32 n, u32 *pfns)
+static __attribute__((noinline)) u32 take_word(struct buddy *b, unsigned order, u32 n, u32 *pfns)
 {
     struct buddy_map *m = buddy_map_of(b, order);
     u64 i = buddy_lowest(m), *word = &m->level[0][i / 64], rest = *word;
@@ -103,18 +102,22 @@ static u32 take_word(struct buddy *b, unsigned order, u32 n, u32 *pfns)
         pfns[left] = base + (u32)(bits_lowest(rest) << order);
     *word = rest;
     m->blocks -= got;
+    b->free_pages -= (u64)got << order;
     if (!rest)
         buddy_summary_clear(b, m, order, i);
     return got;
 }
 
 /* Up to n blocks out of one larger one. */
-static u32 take_run(struct buddy *b, unsigned order, unsigned from, u32 n, u32 *pfns)
+static __attribute__((noinline)) u32 take_run(struct buddy *b, unsigned order, unsigned from, u32 n,
+                                              u32 *pfns)
 {
     u32 got = (u32)MIN((u64)n, 1ull << (from - order)), size = 1u << order;
+    b->free_pages -= (u64)got << order;
     u32 pfn = (u32)(b->base + (take_apart(b, order, from, got) << order));
-    for (u32 left = got; left-- > 0; pfn += size)
-        pfns[left] = pfn;
+#pragma GCC unroll 4
+    for (u32 *at = pfns + got; at > pfns; pfn += size)
+        *--at = pfn;
     return got;
 }
 
@@ -123,10 +126,9 @@ u32 buddy_take_many(struct buddy *b, unsigned order, u32 n, u32 *pfns)
     u32 fits = b->nonempty >> order;
     if (!n || !fits)
         return 0;
-    u32 got = fits & 1 ? take_word(b, order, n, pfns)
-                       : take_run(b, order, order + (unsigned)bits_lowest(fits), n, pfns);
-    b->free_pages -= (u64)got << order;
-    return got;
+    if (fits & 1)
+        return take_word(b, order, n, pfns);
+    return take_run(b, order, order + (unsigned)bits_lowest(fits), n, pfns);
 }
 
 /*

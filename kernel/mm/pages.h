@@ -16,26 +16,30 @@
 
 #define PAGES_RESERVE 1 /* may go below the min watermark: for the kernel's own needs */
 
-/* What the inline part of pages_alloc does not serve. */
-u64 pages_alloc_slow(unsigned order, unsigned flags);
+/* For pages_alloc, when the preferred zone has nothing as it is. */
+u64 pages_alloc_hard(unsigned order, bool reserve);
 
 /* A block of 2^order frames with head page_head(kind, order, owner). Its pfn, or 0. */
 static inline u64 pages_alloc(unsigned order, enum page_kind kind, u16 owner, unsigned flags)
 {
-    u64 pfn = 0;
+    u64 pfn;
     int index = pcp_index[order];
     if (likely(index >= 0)) {
         struct pcp *pcp = &this_cpu()->pcp;
         struct magazine *m = &pcp->magazine[index];
         spin_lock(&m->lock);
-        if (likely(m->count))
+        if (likely(m->count)) {
             pfn = pcp->slot[pcp_first[index] + --m->count];
-        spin_unlock(&m->lock);
+            spin_unlock(&m->lock);
+        } else {
+            spin_unlock(&m->lock);
+            pfn = pcp_refill(pcp, order, flags & PAGES_RESERVE);
+        }
     } else {
         pfn = zone_take_one(pcp_zone, order, flags & PAGES_RESERVE);
     }
     if (unlikely(!pfn)) {
-        pfn = pages_alloc_slow(order, flags);
+        pfn = pages_alloc_hard(order, flags & PAGES_RESERVE);
         if (!pfn)
             return 0;
     }
