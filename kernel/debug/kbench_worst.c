@@ -218,7 +218,7 @@ static u64 zone_give_one_merges(void)
 static u64 time_zone_take(void)
 {
     u32 pfns[PCP_SLOTS], got = 0;
-    u64 ticks = TIMED(got = zone_take(pcp_zone, 0, batch_of(0), false, pfns));
+    u64 ticks = TIMED(got = zone_take(pcp_zone, 0, batch_of(0), pfns));
     zone_give(pcp_zone, 0, got, pfns);
     return ticks;
 }

@@ -92,7 +92,7 @@ u64 buddy_take_split(struct buddy *b, unsigned order, unsigned from)
 }
 
 /* Up to n blocks out of the lowest word of the bitmap that has any. */
-static __attribute__((noinline)) u32 take_word(struct buddy *b, unsigned order, u32 n, u32 *pfns)
+u32 buddy_take_word(struct buddy *b, unsigned order, u32 n, u32 *pfns)
 {
     struct buddy_map *m = buddy_map_of(b, order);
     u64 i = buddy_lowest(m), *word = &m->level[0][i / 64], rest = *word;
@@ -109,8 +109,7 @@ static __attribute__((noinline)) u32 take_word(struct buddy *b, unsigned order, 
 }
 
 /* Up to n blocks out of one larger one. */
-static __attribute__((noinline)) u32 take_run(struct buddy *b, unsigned order, unsigned from, u32 n,
-                                              u32 *pfns)
+u32 buddy_take_run(struct buddy *b, unsigned order, unsigned from, u32 n, u32 *pfns)
 {
     u32 got = (u32)MIN((u64)n, 1ull << (from - order)), size = 1u << order;
     b->free_pages -= (u64)got << order;
@@ -119,16 +118,6 @@ static __attribute__((noinline)) u32 take_run(struct buddy *b, unsigned order, u
     for (u32 *at = pfns + got; at > pfns; pfn += size)
         *--at = pfn;
     return got;
-}
-
-u32 buddy_take_many(struct buddy *b, unsigned order, u32 n, u32 *pfns)
-{
-    u32 fits = b->nonempty >> order;
-    if (!n || !fits)
-        return 0;
-    if (fits & 1)
-        return take_word(b, order, n, pfns);
-    return take_run(b, order, order + (unsigned)bits_lowest(fits), n, pfns);
 }
 
 /*

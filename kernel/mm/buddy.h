@@ -49,16 +49,16 @@ bool buddy_claim(struct buddy *b, u64 pfn);
 /* Whether the frame is in a free block, and in which. */
 bool buddy_find(const struct buddy *b, u64 pfn, u64 *block, u32 *order);
 
-/*
- * Takes up to n blocks: those that as many calls of buddy_take would, the first of them last in the
- * array, on top of a stack. It looks in one place only, a word of the bitmap or a larger block, and
- * so may get fewer; 0 when there is none.
- */
-u32 buddy_take_many(struct buddy *b, unsigned order, u32 n, u32 *pfns);
+/* Gives n blocks back; what lies in a row at the beginning as the larger blocks that it makes up. */
 void buddy_give_many(struct buddy *b, unsigned order, u32 n, const u32 *pfns);
 
-/* What buddy_take and buddy_give do when a block must be split or can be merged; use those. */
+/*
+ * What buddy_take, buddy_take_many and buddy_give do when a block must be split or can be merged, or
+ * there are many; use those.
+ */
 u64 buddy_take_split(struct buddy *b, unsigned order, unsigned from);
+u32 buddy_take_word(struct buddy *b, unsigned order, u32 n, u32 *pfns);
+u32 buddy_take_run(struct buddy *b, unsigned order, unsigned from, u32 n, u32 *pfns);
 void buddy_give_merge(struct buddy *b, u64 pfn, unsigned order);
 
 /* The map of an order, its address kept in a register instead of being computed at each use. */
@@ -167,6 +167,19 @@ static inline u64 buddy_take(struct buddy *b, unsigned order)
     if (fits & 1)
         return buddy_take_exact(b, order);
     return fits ? buddy_take_split(b, order, order + (unsigned)bits_lowest(fits)) : BUDDY_NONE;
+}
+
+/*
+ * Takes up to n blocks, n not 0: those that as many calls of buddy_take would, the first of them last
+ * in the array, on top of a stack. It looks in one place only, a word of the bitmap or a larger
+ * block, and so may get fewer; 0 when there is none.
+ */
+static inline u32 buddy_take_many(struct buddy *b, unsigned order, u32 n, u32 *pfns)
+{
+    u32 fits = b->nonempty >> order;
+    if (fits & 1)
+        return buddy_take_word(b, order, n, pfns);
+    return fits ? buddy_take_run(b, order, order + (unsigned)bits_lowest(fits), n, pfns) : 0;
 }
 
 /* Gives a block back unless it merges: then it changes nothing and returns false. */

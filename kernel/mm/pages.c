@@ -3,17 +3,10 @@
 #include "mm/memmap.h"
 #include "mm/zone.h"
 
-static u64 take_preferred(unsigned order, bool reserve)
-{
-    if (pcp_index[order] >= 0)
-        return pcp_refill(&this_cpu()->pcp, order, reserve);
-    return zone_take_one(pcp_zone, order, reserve);
-}
-
 u64 pages_alloc_hard(unsigned order, bool reserve)
 {
     pcp_drain(); /* even if it finds nothing: another CPU may just have done it */
-    u64 pfn = take_preferred(order, reserve);
+    u64 pfn = zone_take_one(pcp_zone, order, reserve);
     if (!pfn && pcp_zone_start)
         pfn = zone_take_one(&zones[ZONE_DMA], order, reserve);
     return pfn;

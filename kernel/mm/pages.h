@@ -1,6 +1,6 @@
 /*
- * Allocation of blocks of frames: from this CPU's magazine, else from its zone, else from the other
- * zone; when all fail the magazines of all CPUs are emptied and it is tried once more.
+ * Allocation of blocks of frames: from this CPU's magazine, else from its zone; when that has none the
+ * magazines of all CPUs are emptied, and its zone and then the other one are tried.
  *
  * The part that finds a block in the magazine is inline: with a constant order it is some twenty
  * instructions.
@@ -16,7 +16,7 @@
 
 #define PAGES_RESERVE 1 /* may go below the min watermark: for the kernel's own needs */
 
-/* For pages_alloc, when the preferred zone has nothing as it is. */
+/* For pages_alloc, when the magazine or zone has nothing as it is. */
 u64 pages_alloc_hard(unsigned order, bool reserve);
 
 /* A block of 2^order frames with head page_head(kind, order, owner). Its pfn, or 0. */
@@ -32,8 +32,7 @@ static inline u64 pages_alloc(unsigned order, enum page_kind kind, u16 owner, un
             pfn = pcp->slot[pcp_first[index] + --m->count];
             spin_unlock(&m->lock);
         } else {
-            spin_unlock(&m->lock);
-            pfn = pcp_refill(pcp, order, flags & PAGES_RESERVE);
+            pfn = pcp_refill(m, &pcp->slot[pcp_first[index]], order);
         }
     } else {
         pfn = zone_take_one(pcp_zone, order, flags & PAGES_RESERVE);
@@ -69,7 +68,6 @@ static inline int pages_free(u64 pfn, unsigned order, enum page_kind kind, u16 o
             spin_unlock(&m->lock);
             return 0;
         }
-        spin_unlock(&m->lock);
         pcp_spill(pcp, order, pfn);
     } else {
         zone_give_one(zone_of(pfn), pfn, order);

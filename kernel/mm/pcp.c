@@ -28,19 +28,17 @@ void pcp_init(void)
     }
 }
 
-u64 pcp_refill(struct pcp *pcp, unsigned order, bool reserve)
+u64 pcp_refill(struct magazine *m, u32 *slots, unsigned order)
 {
-    struct magazine *m = &pcp->magazine[pcp_index[order]];
-    u32 *slots = &pcp->slot[pcp_first[pcp_index[order]]];
-    SPIN_GUARD(&m->lock);
-    if (m->count) /* given back by another CPU between the look and here */
-        return slots[--m->count];
-    u32 got = zone_take(pcp_zone, order, m->batch, false, slots);
-    if (!got) /* what is below the watermark never stays in a magazine, where anyone could take it */
-        return reserve ? zone_take_one(pcp_zone, order, true) : 0;
-    /* The lowest is on top: the order is that of an allocator without magazines. */
-    m->count = (u8)(got - 1);
-    return slots[got - 1];
+    u32 got = zone_take(pcp_zone, order, m->batch, slots);
+    u64 pfn = 0;
+    if (likely(
+            got)) { /* the lowest is on top: the order is that of an allocator without magazines */
+        pfn = slots[--got];
+        m->count = (u8)got;
+    }
+    spin_unlock(&m->lock);
+    return pfn;
 }
 
 /*
@@ -64,18 +62,15 @@ void pcp_spill(struct pcp *pcp, unsigned order, u64 pfn)
     u32 index = (u32)pcp_index[order], block = (u32)pfn;
     struct magazine *m = &pcp->magazine[index];
     u32 *slots = &pcp->slot[pcp_first[index]];
-    SPIN_GUARD(&m->lock);
-    if (!m->limit) {
-        zone_give(pcp_zone, order, 1, &block);
-        return;
+    if (unlikely(!m->limit)) {
+        zone_give_one(pcp_zone, pfn, order);
+    } else {
+        u32 n = spill_size(pcp, index, slots), left = m->limit - n;
+        zone_give(pcp_zone, order, n, slots + left);
+        slots[left] = pcp->last[index] = block;
+        m->count = (u8)(left + 1);
     }
-    if (m->count == m->limit) {
-        u32 n = spill_size(pcp, index, slots);
-        pcp->last[index] = block;
-        m->count -= (u8)n;
-        zone_give(pcp_zone, order, n, slots + m->count);
-    }
-    slots[m->count++] = block;
+    spin_unlock(&m->lock);
 }
 
 u64 pcp_drain(void)

@@ -44,9 +44,13 @@ static const u8 pcp_first[PCP_MAGAZINES] = {0, 64, 96, 112, 120};
 
 /* Sets the limits by the zone's size. */
 void pcp_init(void);
-/* Takes one block for an empty magazine's CPU, filling the magazine; 0 when the zone has none. */
-u64 pcp_refill(struct pcp *pcp, unsigned order, bool reserve);
-/* Gives back one block when its magazine is full, emptying a batch of it first. */
+/*
+ * Takes one block for a CPU whose magazine m is empty, filling that; 0 when the zone has none above its
+ * watermark: what is below never comes into a magazine, where anyone could take it. This and the next
+ * are called with the magazine locked, and unlock it.
+ */
+u64 pcp_refill(struct magazine *m, u32 *slots, unsigned order);
+/* Gives back one block when its magazine is full, making room for it first. */
 void pcp_spill(struct pcp *pcp, unsigned order, u64 pfn);
 /* Empties all magazines of all CPUs into the zone; returns the frames that went back. */
 u64 pcp_drain(void);

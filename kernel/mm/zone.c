@@ -102,22 +102,24 @@ void zone_give_one(struct zone *z, u64 pfn, unsigned order)
     spin_unlock(&z->lock);
 }
 
-u32 zone_take(struct zone *z, unsigned order, u32 n, bool reserve, u32 *pfns)
+u32 zone_take(struct zone *z, unsigned order, u32 n, u32 *pfns)
 {
-    u64 keep = reserve ? 0 : z->watermark_min;
-    SPIN_GUARD(&z->lock);
-    u64 free = z->buddy.free_pages, spare = free > keep ? (free - keep) >> order : 0;
-    u32 got = buddy_take_many(&z->buddy, order, (u32)MIN((u64)n, spare), pfns);
+    spin_lock(&z->lock);
+    s64 spare = (s64)(z->buddy.free_pages - z->watermark_min) >> order;
+    u32 got = spare > 0 ? buddy_take_many(&z->buddy, order, (u32)MIN((s64)n, spare), pfns) : 0;
     z->taken[order] += got;
-    z->failures += !got;
+    if (unlikely(!got))
+        z->failures++;
+    spin_unlock(&z->lock);
     return got;
 }
 
 void zone_give(struct zone *z, unsigned order, u32 n, const u32 *pfns)
 {
-    SPIN_GUARD(&z->lock);
-    buddy_give_many(&z->buddy, order, n, pfns);
+    spin_lock(&z->lock);
     z->given[order] += n;
+    buddy_give_many(&z->buddy, order, n, pfns);
+    spin_unlock(&z->lock);
 }
 
 bool zone_claim(u64 pfn)
