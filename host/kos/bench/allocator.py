@@ -27,7 +27,7 @@ _BATCH = 1024
 # Orders that have magazines; a pair that hits one takes no zone lock.
 _MAGAZINES = (0, 1, 2, 3, 9)
 _QUANTILES = ("n", "p50", "p90", "p99", "p999", "max")
-_BARRED = ("p50", "p90", "p99", "max")
+_BARRED = _QUANTILES[1:]
 _UNUSABLE = (1, 2, 3, 4, 5, 6, 9, 10)
 _UNIT = "instructions"
 
@@ -35,7 +35,9 @@ _UNIT = "instructions"
 def _row(name: str, value: float, unit: str = _UNIT, *, bar: bool = True, as_: str = "") -> Row:
     """A row with Linux's columns; the bar is half of the leanest Linux's figure."""
     columns = linux.figures().rows[as_ or name]
-    return Row(name, round(value, 3), unit, columns["tiny"] / 2 if bar else None, linux=columns)
+    return Row(
+        name, round(value, 3), unit, round(columns["tiny"] / 2, 1) if bar else None, linux=columns
+    )
 
 
 def _pairs(client: Client) -> Iterator[Row]:
