@@ -102,7 +102,7 @@ static void release_all(void)
         struct page *p = page_at(pfn);
         unsigned order = p->order;
         chain = p->links.next;
-        p->head = 0;
+        *p = (struct page){0};
         zone_give_one(pcp_zone, pfn, order);
     }
 }
