@@ -147,7 +147,7 @@ def test_accept(
     for options in ({"accept": ""}, {"accept": "a\nb"}):
         with pytest.raises(ValueError, match="one line"):
             bench.main(arguments(**options))
-    with pytest.raises(ValueError, match="--accept measures good, and only these"):
+    with pytest.raises(ValueError, match="--accept measures good and nothing else"):
         bench.main(arguments("bad", accept="why"))
     assert (len(written), fake) == (1, [1])
 

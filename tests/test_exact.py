@@ -25,6 +25,14 @@ def rows() -> list[Row]:
     return [row for name in exact.EXACT for row in MEASUREMENTS[name](1)]
 
 
+def test_fragmentation_repeats() -> None:
+    measure = MEASUREMENTS["fragmentation"]
+    rows = {row.name: row.value for row in measure(1)}
+    assert {row.name: row.value for row in measure(1)} == rows
+    assert len(rows) == 60
+    assert rows["frag_end_free_pages"] == rows["frag_start_free_pages"]
+
+
 # ---- the record ----
 
 

@@ -12,6 +12,7 @@
  *                 up to the largest order. Or the whole block was.
  */
 #include "debug/kbench.h"
+#include "x86_64/paging.h"
 #include "x86_64/percpu.h"
 #include "lib/errno.h"
 #include "mm/owned.h"
@@ -22,9 +23,13 @@
 #define ARRAY      64
 #define COMB       32 /* frames of a comb, with free ones among them */
 
-static u32 block[BLOCKS_MAX];
-static enum { BLOCK_HELD, BLOCK_LOOSE, BLOCK_COMB, BLOCK_OUT } state[BLOCKS_MAX];
+enum { BLOCK_HELD, BLOCK_LOOSE, BLOCK_COMB, BLOCK_OUT };
+
+static u32 *block; /* pfn of each; these two are in memory of their own while a case runs */
+static u8 *state;
 static u32 blocks;
+#define SPACE_ORDER 5
+_Static_assert(BLOCKS_MAX *(sizeof(u32) + sizeof(u8)) <= 4096 << SPACE_ORDER, "both fit");
 static u64 chain; /* smaller blocks that are held: pfn of the first, 0: none */
 
 /* Not inline, and with an order that is no constant: where the kernel allocates it is never dearer. */
@@ -362,7 +367,12 @@ int kbench_worst(u32 index, u64 *ticks)
     u64 pfn;
     if (index >= ARRAY_SIZE(cases))
         return -EINVAL;
+    u64 space = pages_alloc(SPACE_ORDER, PAGE_KERNEL, 0, 0);
+    if (!space)
+        return -ENOMEM;
     kbench_begin();
+    block = phys_to_virt(paddr_of(space));
+    state = (u8 *)(block + BLOCKS_MAX);
     for (int i = 0; i < 3; i++)
         owned_alloc(&owner, 0, false, &pfn);
     pcp_drain();
@@ -371,5 +381,6 @@ int kbench_worst(u32 index, u64 *ticks)
     owned_release_all(&owner);
     release_all();
     kbench_end();
+    pages_free(space, SPACE_ORDER, PAGE_KERNEL, 0);
     return *ticks ? 0 : -ENOMEM;
 }

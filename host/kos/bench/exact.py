@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from kos.exceptions import HostError
 
-EXACT = ("allocator", "fragmentation")
+EXACT = ("allocator",)
 TOLERANCE = 0.01
 PATH = Path(__file__).with_name("exact.json")
 

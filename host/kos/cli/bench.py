@@ -36,7 +36,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--runs must be at least 1, not {args.runs}")
     if args.accept is not None:
         if args.only:
-            raise ValueError(f"--accept measures {' and '.join(exact.EXACT)}, and only these")
+            raise ValueError(f"--accept measures {' and '.join(exact.EXACT)} and nothing else")
         exact.check_reason(args.accept)
     if args.json and args.json != "-":
         open(args.json, "a").close()
