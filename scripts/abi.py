@@ -2,8 +2,8 @@
 
     abi.py kos.elf kos.abi.json
 
-What is in it: the image's build id, the calls (from the section .kos.calls), struct layouts and
-enums (from DWARF), and the addresses of variables.
+What is in it: the image's build id and compiler, the calls (from the section .kos.calls), struct
+layouts and enums (from DWARF), and the addresses of variables.
 """
 
 import json
@@ -203,6 +203,15 @@ def read_symbols(elf: ELFFile) -> dict[str, int]:
     }
 
 
+def read_compiler(elf: ELFFile) -> str:
+    """Name and version, as "GNU C17 12.2.0": what most of the image was compiled with."""
+    found: Counter[str] = Counter()
+    for unit in elf.get_dwarf_info().iter_CUs():
+        producer = unit.get_top_DIE().attributes["DW_AT_producer"].value.decode()
+        found[producer.split(" -")[0]] += 1
+    return found.most_common(1)[0][0]
+
+
 def main() -> None:
     source, target = sys.argv[1:]
     with open(source, "rb") as f:
@@ -212,6 +221,7 @@ def main() -> None:
         notes = section(elf, ".notes").iter_notes()
         abi = {
             "build_id": next(n["n_desc"] for n in notes if n["n_type"] == "NT_GNU_BUILD_ID"),
+            "compiler": read_compiler(elf),
             "calls": read_calls(image, elf, enums),
             "structs": dict(sorted(structs.items())),
             "enums": dict(sorted(enums.items())),

@@ -362,7 +362,7 @@ CASES: list[Case] = [
     (zone("buddy.nonempty", flip(1), size=4), "buddy.nonempty"),
     (bitmap(0, flip(63), level=1), "buddy.summary"),
     (bitmap(10, lambda word: word | 1 << 63), "buddy.range"),
-    (bitmap(3, lambda word: (1 << 64) - 1), "buddy.unmerged"),
+    (bitmap(0, lambda word: (1 << 64) - 1), "buddy.unmerged"),
     (variable("pcp_zone", plus(8)), "magazine.zone"),
     (variable("pcp_zone_start", plus(1)), "magazine.zone"),
     (variable("cpu_count", to(9), 4), "cpu.count"),

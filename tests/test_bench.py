@@ -14,14 +14,16 @@ from pathlib import Path
 import pytest
 
 from conftest import Boot
-from kos.bench import MEASUREMENTS, Row, calls, floor
+from kos.bench import MEASUREMENTS, Row, calls, exact, floor
 from kos.bench.boot import _cpu_seconds, _machine_args
 from kos.cli import bench
 from kos.machine import Machine
 
 
 def arguments(*only: str, **options: object) -> argparse.Namespace:
-    return argparse.Namespace(**{"only": list(only), "json": None, "runs": 1} | options)
+    return argparse.Namespace(
+        **{"only": list(only), "json": None, "runs": 1, "accept": None} | options
+    )
 
 
 # ---- rows ----
@@ -83,13 +85,71 @@ def test_json(fake: list[int], capsys: pytest.CaptureFixture[str], tmp_path: Pat
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == ["over its bar", "under"]
     assert [row["missed"] for row in rows] == [True, True]
-    assert set(rows[0]) == {"name", "value", "unit", "bar", "at_least", "missed"}
+    assert set(rows[0]) == {"name", "value", "unit", "bar", "at_least", "linux", "missed", "ratio"}
 
     path = tmp_path / "figures.json"
     assert bench.main(arguments("good", "bad", json=str(path))) == 0
     assert len(json.loads(path.read_text())) == 4
     assert "MISSED" in capsys.readouterr().out
     assert fake == [1, 1, 1]
+
+
+def test_table_with_linux(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = {"tiny": 20000.0, "lean": 30, "stock": 40.5}
+    rows = [
+        Row("beside Linux", 4000, "instructions", 10000, linux=columns),
+        Row("nothing there", 1, "blocks", linux=dict.fromkeys(columns, 0)),
+        Row("KOS's own", 12345.6, "instructions"),
+    ]
+    monkeypatch.setattr(bench, "MEASUREMENTS", {"all": lambda runs: rows})
+    assert bench.main(arguments("all")) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["KOS", "tiny", "lean", "stock", "KOS/tiny"],
+        [
+            "beside",
+            "Linux",
+            "4,000",
+            "instructions",
+            "20,000",
+            "30",
+            "40.5",
+            "0.200",
+            "bar",
+            "10,000",
+        ],
+        ["nothing", "there", "1", "blocks", "0", "0", "0"],
+        ["KOS's", "own", "12,346", "instructions"],
+    ]
+
+
+def test_accept(
+    fake: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    written: list[tuple[str, dict[str, float], str]] = []
+
+    def accept(compiler: str, values: dict[str, float], reason: str) -> list[exact.Move]:
+        written.append((compiler, values, reason))
+        return [exact.Move("plain", 1000, 1234)]
+
+    monkeypatch.setattr(exact, "accept", accept)
+    monkeypatch.setattr(exact, "EXACT", ("good",))
+    assert bench.main(arguments(accept="measured better")) == 0
+    [(compiler, values, reason)] = written
+    assert compiler.split()[0] in ("GNU", "Debian", "clang")
+    assert values == {"plain": 1234.5, "within": 1.0}
+    assert reason == "measured better"
+    assert capsys.readouterr().out == "plain: 1,234, 1,000 on record (+23.4 %)\n"
+    for options in ({"accept": ""}, {"accept": "a\nb"}):
+        with pytest.raises(ValueError, match="one line"):
+            bench.main(arguments(**options))
+    with pytest.raises(ValueError, match="--accept measures good and nothing else"):
+        bench.main(arguments("bad", accept="why"))
+    assert (len(written), fake) == (1, [1])
 
 
 @pytest.mark.parametrize("runs", [0, -1])

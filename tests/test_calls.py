@@ -121,13 +121,30 @@ def test_log_read_and_in_kernel_tests(client: Client) -> None:
         assert failures == 0, f"{names[index]}: {text}"
 
 
-def test_bench_run_and_crash_refuse_nonsense(vm: Machine, client: Client) -> None:
+def test_benchmarks_and_crash_refuse_nonsense(vm: Machine, client: Client) -> None:
     before = free_bytes(vm)
-    for what in range(3):
+    for what in range(5):
         assert client.bench_run(what, 0, 10) > 0
     for args in ((99, 0, 1), (0, 11, 1), (0, 0, 0), (0, 0, 1000001), (2**32 - 1,) * 3):
         with refused(EINVAL, "bench_run"):
             client.bench_run(*args)
+    for how in (3, 2**32 - 1):
+        with refused(EINVAL, "bench_batch"):
+            client.bench_batch(how)
+    assert client.bench_mix(2, 5000, 256, 1).failed == 0
+    for mode, steps, limit, seed in (
+        (3, 5000, 256, 1),
+        (2, 0, 256, 1),
+        (2, 1000001, 256, 1),
+        (2, 5000, 0, 1),
+        (2, 5000, 3, 1),
+        (2, 5000, 65536, 1),
+        (2, 5000, 256, 0),
+    ):
+        with refused(EINVAL, "bench_mix"):
+            client.bench_mix(mode, steps, limit, seed)
+    with refused(EINVAL, "bench_worst"):
+        client.bench_worst(2**32 - 1)
     for kind in ("", "pani", "panicx", "x" * 31, "x" * 32, "x" * 4000, "pan\0ic", "é"):
         with refused(EINVAL, "crash"):
             client.crash(kind)

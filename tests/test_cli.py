@@ -416,16 +416,15 @@ def test_bench_list() -> None:
 
 
 @pytest.mark.plain
-def test_bench_kernel_is_within_its_bars() -> None:
+def test_bench_allocator_is_within_its_bars() -> None:
     """Guest instructions: exact, so the bars hold on any machine, and twice the same."""
-    runs = [kos("bench", "kernel", "--json", "-", "--runs=1") for _ in range(2)]
+    runs = [kos("bench", "allocator", "--json", "-", "--runs=1") for _ in range(2)]
     assert [done.returncode for done in runs] == [0, 0]
     assert runs[0].stdout == runs[1].stdout
     rows = json.loads(runs[0].stdout)
-    assert sum(row["bar"] is not None for row in rows) >= 16
+    assert sum(row["bar"] is not None for row in rows) >= 40
     for row in rows:
-        assert row["unit"] == "instructions"
-        assert row["value"] > 0
+        assert row["value"] > 0 or row["unit"] != "instructions"
         assert row["missed"] is False, row
 
 
@@ -433,11 +432,11 @@ def test_bench_unknown_and_bad() -> None:
     done = kos("bench", "nope", PATH=NO_QEMU)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (f"kos: no measurement 'nope'; known: {', '.join(MEASUREMENTS)}\n")
-    assert kos("bench", "kernel", "--runs=0", PATH=NO_QEMU).returncode == 2
+    assert kos("bench", "allocator", "--runs=0", PATH=NO_QEMU).returncode == 2
 
 
 def test_bench_writes_where_it_cannot(tmp_path: Path) -> None:
-    done = kos("bench", "kernel", f"--json={tmp_path}/absent/figures.json", PATH=NO_QEMU)
+    done = kos("bench", "allocator", f"--json={tmp_path}/absent/figures.json", PATH=NO_QEMU)
     assert (done.returncode, done.stdout) == (3, "")
     assert "measuring" not in done.stderr
     assert f"{tmp_path}/absent/figures.json" in done.stderr
@@ -457,7 +456,7 @@ def test_doctor() -> None:
 # ---- what the host lacks ----
 
 
-@pytest.mark.parametrize("words", [["run"], ["console"], ["test"], ["bench", "kernel"]])
+@pytest.mark.parametrize("words", [["run"], ["console"], ["test"], ["bench", "allocator"]])
 def test_no_qemu(words: list[str]) -> None:
     done = kos(*words, PATH=NO_QEMU)
     assert (done.returncode, done.stdout) == (3, "")

@@ -151,6 +151,7 @@ class Abi:
 
     def __init__(self, description: dict[str, Any]) -> None:
         self.build_id: str = description["build_id"]
+        self.compiler: str = description["compiler"]
         self.symbols: dict[str, int] = description["symbols"]
         self.enums: dict[str, dict[str, int]] = description["enums"]
         self.calls = {d["name"]: _call(d) for d in description["calls"]}

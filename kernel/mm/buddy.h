@@ -49,8 +49,16 @@ bool buddy_claim(struct buddy *b, u64 pfn);
 /* Whether the frame is in a free block, and in which. */
 bool buddy_find(const struct buddy *b, u64 pfn, u64 *block, u32 *order);
 
-/* What buddy_take and buddy_give do when a block must be split or can be merged; use those. */
+/* Gives n blocks back; what lies in a row at the beginning as the larger blocks that it makes up. */
+void buddy_give_many(struct buddy *b, unsigned order, u32 n, const u32 *pfns);
+
+/*
+ * What buddy_take, buddy_take_many and buddy_give do when a block must be split or can be merged, or
+ * there are many; use those.
+ */
 u64 buddy_take_split(struct buddy *b, unsigned order, unsigned from);
+u32 buddy_take_word(struct buddy *b, unsigned order, u32 n, u32 *pfns);
+u32 buddy_take_run(struct buddy *b, unsigned order, unsigned from, u32 n, u32 *pfns);
 void buddy_give_merge(struct buddy *b, u64 pfn, unsigned order);
 
 /* The map of an order, its address kept in a register instead of being computed at each use. */
@@ -63,16 +71,16 @@ static inline struct buddy_map *buddy_map_of(struct buddy *b, unsigned order)
 
 static inline bool buddy_map_test(const struct buddy_map *m, u64 i)
 {
-    return m->level[0][i / 64] >> (i % 64) & 1;
+    return bits_test(m->level[0][i / 64], i);
 }
 
 /*
- * The loops over levels are unrolled: a zone has two to four, and the counting would cost more than
- * the work. They end at the level where nothing changes for the word above.
+ * What follows a change in the bitmap, for the words above: block i is in a word that was zero, or
+ * has become zero. The loops over levels are unrolled: a zone has two to four, and the counting would
+ * cost more than the work. They end at the level where nothing changes for the word above.
  */
-static inline void buddy_summary_set(struct buddy *b, unsigned order, u64 i)
+static inline void buddy_summary_set(struct buddy *b, struct buddy_map *m, unsigned order, u64 i)
 {
-    struct buddy_map *m = buddy_map_of(b, order);
 #pragma GCC unroll 5
     for (u32 l = 1; l < BUDDY_LEVELS; l++) {
         if (l == m->levels)
@@ -80,11 +88,27 @@ static inline void buddy_summary_set(struct buddy *b, unsigned order, u64 i)
         i /= 64;
         u64 *word = &m->level[l][i / 64];
         u64 old = *word;
-        *word = old | 1ull << (i % 64);
+        *word = bits_with(old, i);
         if (likely(old))
             return;
     }
     b->nonempty |= 1u << order;
+}
+
+static inline void buddy_summary_clear(struct buddy *b, struct buddy_map *m, unsigned order, u64 i)
+{
+#pragma GCC unroll 5
+    for (u32 l = 1; l < BUDDY_LEVELS; l++) {
+        if (l == m->levels)
+            break;
+        i /= 64;
+        u64 *word = &m->level[l][i / 64];
+        u64 rest = bits_without(*word, i);
+        *word = rest;
+        if (likely(rest))
+            return;
+    }
+    b->nonempty &= ~(1u << order);
 }
 
 static inline void buddy_block_set(struct buddy *b, unsigned order, u64 i)
@@ -93,9 +117,9 @@ static inline void buddy_block_set(struct buddy *b, unsigned order, u64 i)
     u64 *word = &m->level[0][i / 64];
     u64 old = *word;
     m->blocks++;
-    *word = old | 1ull << (i % 64);
+    *word = bits_with(old, i);
     if (!old)
-        buddy_summary_set(b, order, i);
+        buddy_summary_set(b, m, order, i);
 }
 
 /* Goes down the summaries to the lowest block; the order must have one. */
@@ -109,25 +133,18 @@ static inline u64 buddy_lowest(const struct buddy_map *m)
     return i;
 }
 
-/* Takes out the lowest block of an order that has one: it is the lowest bit of each word above. */
+/* Takes out the lowest block of an order that has one. */
 static inline u64 buddy_lowest_take(struct buddy *b, unsigned order)
 {
     struct buddy_map *m = buddy_map_of(b, order);
-    u64 block = buddy_lowest(m), i = block;
+    u64 i = buddy_lowest(m);
+    u64 *word = &m->level[0][i / 64];
+    u64 rest = *word & (*word - 1);
     m->blocks--;
-#pragma GCC unroll 5
-    for (u32 l = 0; l < BUDDY_LEVELS; l++) {
-        i /= 64;
-        u64 old = m->level[l][i];
-        u64 rest = old & (old - 1);
-        m->level[l][i] = rest;
-        if (likely(rest))
-            return block;
-        if (l + 1 == m->levels)
-            break;
-    }
-    b->nonempty &= ~(1u << order);
-    return block;
+    *word = rest;
+    if (unlikely(!rest))
+        buddy_summary_clear(b, m, order, i);
+    return i;
 }
 
 /* Whether the order has a free block of its own. */
@@ -152,6 +169,19 @@ static inline u64 buddy_take(struct buddy *b, unsigned order)
     return fits ? buddy_take_split(b, order, order + (unsigned)bits_lowest(fits)) : BUDDY_NONE;
 }
 
+/*
+ * Takes up to n blocks, n not 0: those that as many calls of buddy_take would, the first of them last
+ * in the array, on top of a stack. It looks in one place only, a word of the bitmap or a larger
+ * block, and so may get fewer; 0 when there is none.
+ */
+static inline u32 buddy_take_many(struct buddy *b, unsigned order, u32 n, u32 *pfns)
+{
+    u32 fits = b->nonempty >> order;
+    if (fits & 1)
+        return buddy_take_word(b, order, n, pfns);
+    return fits ? buddy_take_run(b, order, order + (unsigned)bits_lowest(fits), n, pfns) : 0;
+}
+
 /* Gives a block back unless it merges: then it changes nothing and returns false. */
 static inline bool buddy_give_exact(struct buddy *b, u64 pfn, unsigned order)
 {
@@ -159,13 +189,13 @@ static inline bool buddy_give_exact(struct buddy *b, u64 pfn, unsigned order)
     u64 i = (pfn - b->base) >> order;
     u64 *word = &m->level[0][i / 64];
     u64 old = *word;
-    if (order < MAX_ORDER && old >> ((i ^ 1) % 64) & 1)
+    if (order < MAX_ORDER && bits_test(old, i ^ 1))
         return false;
     b->free_pages += 1ull << order;
     m->blocks++;
-    *word = old | 1ull << (i % 64);
+    *word = bits_with(old, i);
     if (unlikely(!old))
-        buddy_summary_set(b, order, i);
+        buddy_summary_set(b, m, order, i);
     return true;
 }
 

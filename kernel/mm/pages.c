@@ -3,36 +3,13 @@
 #include "mm/memmap.h"
 #include "mm/zone.h"
 
-static u64 take_preferred(unsigned order, bool reserve)
-{
-    if (pcp_index[order] >= 0)
-        return pcp_refill(&this_cpu()->pcp, order, reserve);
-    return zone_take_one(pcp_zone, order, reserve);
-}
-
-/* When the preferred zone has nothing as it is. */
-static __attribute__((noinline)) u64 alloc_hard(unsigned order, bool reserve)
+u64 pages_alloc_hard(unsigned order, bool reserve)
 {
     pcp_drain(); /* even if it finds nothing: another CPU may just have done it */
-    u64 pfn = take_preferred(order, reserve);
+    u64 pfn = zone_take_one(pcp_zone, order, reserve);
     if (!pfn && pcp_zone_start)
         pfn = zone_take_one(&zones[ZONE_DMA], order, reserve);
     return pfn;
-}
-
-u64 pages_alloc_slow(unsigned order, unsigned flags)
-{
-    bool reserve = flags & PAGES_RESERVE;
-    u64 pfn = pcp_index[order] >= 0 ? pcp_refill(&this_cpu()->pcp, order, reserve) : 0;
-    return likely(pfn) ? pfn : alloc_hard(order, reserve);
-}
-
-void pages_free_slow(u64 pfn, unsigned order)
-{
-    if (pfn >= pcp_zone_start)
-        pcp_spill(&this_cpu()->pcp, order, pfn);
-    else
-        zone_give_one(zone_of(pfn), pfn, order);
 }
 
 int pages_claim(u64 pfn, enum page_kind kind, u16 owner)

@@ -1,6 +1,6 @@
 /*
- * Allocation of blocks of frames: from this CPU's magazine, else from its zone, else from the other
- * zone; when all fail the magazines of all CPUs are emptied and it is tried once more.
+ * Allocation of blocks of frames: from this CPU's magazine, else from its zone; when that has none the
+ * magazines of all CPUs are emptied, and its zone and then the other one are tried.
  *
  * The part that finds a block in the magazine is inline: with a constant order it is some twenty
  * instructions.
@@ -16,27 +16,29 @@
 
 #define PAGES_RESERVE 1 /* may go below the min watermark: for the kernel's own needs */
 
-/* What the inline parts do not serve; use pages_alloc and pages_free. */
-u64 pages_alloc_slow(unsigned order, unsigned flags);
-void pages_free_slow(u64 pfn, unsigned order);
+/* For pages_alloc, when the magazine or zone has nothing as it is. */
+u64 pages_alloc_hard(unsigned order, bool reserve);
 
 /* A block of 2^order frames with head page_head(kind, order, owner). Its pfn, or 0. */
 static inline u64 pages_alloc(unsigned order, enum page_kind kind, u16 owner, unsigned flags)
 {
-    u64 pfn = 0;
+    u64 pfn;
     int index = pcp_index[order];
     if (likely(index >= 0)) {
         struct pcp *pcp = &this_cpu()->pcp;
         struct magazine *m = &pcp->magazine[index];
         spin_lock(&m->lock);
-        if (likely(m->count))
+        if (likely(m->count)) {
             pfn = pcp->slot[pcp_first[index] + --m->count];
-        spin_unlock(&m->lock);
+            spin_unlock(&m->lock);
+        } else {
+            pfn = pcp_refill(m, &pcp->slot[pcp_first[index]], order);
+        }
     } else {
         pfn = zone_take_one(pcp_zone, order, flags & PAGES_RESERVE);
     }
     if (unlikely(!pfn)) {
-        pfn = pages_alloc_slow(order, flags);
+        pfn = pages_alloc_hard(order, flags & PAGES_RESERVE);
         if (!pfn)
             return 0;
     }
@@ -66,12 +68,10 @@ static inline int pages_free(u64 pfn, unsigned order, enum page_kind kind, u16 o
             spin_unlock(&m->lock);
             return 0;
         }
-        spin_unlock(&m->lock);
-    } else if (index < 0) {
+        pcp_spill(pcp, order, pfn);
+    } else {
         zone_give_one(zone_of(pfn), pfn, order);
-        return 0;
     }
-    pages_free_slow(pfn, order);
     return 0;
 }
 

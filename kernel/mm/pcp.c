@@ -22,49 +22,55 @@ void pcp_init(void)
     for_each_cpu(cpu) {
         for (unsigned m = 0; m < PCP_MAGAZINES; m++) {
             u8 limit = limit_for(m);
-            cpu->pcp.magazine[m] = (struct magazine){.limit = limit, .batch = limit / 2};
+            cpu->pcp.magazine[m] = (struct magazine){.limit = limit, .batch = MAX(limit / 4, 1)};
         }
         memmap.metadata_bytes += sizeof(cpu->pcp);
     }
 }
 
-u64 pcp_refill(struct pcp *pcp, unsigned order, bool reserve)
+u64 pcp_refill(struct magazine *m, u32 *slots, unsigned order)
 {
-    struct magazine *m = &pcp->magazine[pcp_index[order]];
-    u32 *slots = &pcp->slot[pcp_first[pcp_index[order]]];
-    SPIN_GUARD(&m->lock);
-    if (m->count) /* given back by another CPU between the look and here */
-        return slots[--m->count];
-    u32 got = zone_take(pcp_zone, order, MAX(m->batch, 1), false, slots);
-    if (!got) /* what is below the watermark never stays in a magazine, where anyone could take it */
-        return reserve ? zone_take_one(pcp_zone, order, true) : 0;
-    /* What the buddy gave first on top: the order is that of an allocator without magazines. */
-    for (u32 i = 0; i < got / 2; i++) {
-        u32 t = slots[i];
-        slots[i] = slots[got - 1 - i];
-        slots[got - 1 - i] = t;
+    u32 got = zone_take(pcp_zone, order, m->batch, slots);
+    u64 pfn = 0;
+    if (likely(
+            got)) { /* the lowest is on top: the order is that of an allocator without magazines */
+        pfn = slots[--got];
+        m->count = (u8)got;
     }
-    m->count = (u8)(got - 1);
-    return slots[got - 1];
+    spin_unlock(&m->lock);
+    return pfn;
+}
+
+/*
+ * How many blocks are to go from a full magazine. The block of the last spill lies where that one
+ * left off; if it is still there, nothing was taken since.
+ */
+static u32 spill_size(struct pcp *pcp, u32 index, const u32 *slots)
+{
+    const struct magazine *m = &pcp->magazine[index];
+    u8 *spills = &pcp->spills[index];
+    u32 small = (m->batch + 3u) / 4, size = *spills == PCP_BURST ? m->batch : small;
+    if (slots[m->limit - size] != pcp->last[index])
+        *spills = 0;
+    else if (*spills < PCP_BURST)
+        ++*spills;
+    return *spills == PCP_BURST ? m->batch : small;
 }
 
 void pcp_spill(struct pcp *pcp, unsigned order, u64 pfn)
 {
-    struct magazine *m = &pcp->magazine[pcp_index[order]];
-    u32 *slots = &pcp->slot[pcp_first[pcp_index[order]]];
-    u32 block = (u32)pfn;
-    SPIN_GUARD(&m->lock);
-    if (!m->limit) {
-        zone_give(pcp_zone, order, 1, &block);
-        return;
+    u32 index = (u32)pcp_index[order], block = (u32)pfn;
+    struct magazine *m = &pcp->magazine[index];
+    u32 *slots = &pcp->slot[pcp_first[index]];
+    if (unlikely(!m->limit)) {
+        zone_give_one(pcp_zone, pfn, order);
+    } else {
+        u32 n = spill_size(pcp, index, slots), left = m->limit - n;
+        zone_give(pcp_zone, order, n, slots + left);
+        slots[left] = pcp->last[index] = block;
+        m->count = (u8)(left + 1);
     }
-    if (m->count == m->limit) { /* the oldest go: they are the coldest */
-        zone_give(pcp_zone, order, m->batch, slots);
-        m->count -= m->batch;
-        for (u32 i = 0; i < m->count; i++)
-            slots[i] = slots[i + m->batch];
-    }
-    slots[m->count++] = block;
+    spin_unlock(&m->lock);
 }
 
 u64 pcp_drain(void)

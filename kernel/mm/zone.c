@@ -102,28 +102,24 @@ void zone_give_one(struct zone *z, u64 pfn, unsigned order)
     spin_unlock(&z->lock);
 }
 
-u32 zone_take(struct zone *z, unsigned order, u32 n, bool reserve, u32 *pfns)
+u32 zone_take(struct zone *z, unsigned order, u32 n, u32 *pfns)
 {
-    u64 floor = floor_for(z, order, reserve);
-    u32 got = 0;
-    SPIN_GUARD(&z->lock);
-    for (; got < n && z->buddy.free_pages >= floor; got++) {
-        u64 pfn = buddy_take(&z->buddy, order);
-        if (pfn == BUDDY_NONE)
-            break;
-        pfns[got] = (u32)pfn;
-    }
+    spin_lock(&z->lock);
+    s64 spare = (s64)(z->buddy.free_pages - z->watermark_min) >> order;
+    u32 got = spare > 0 ? buddy_take_many(&z->buddy, order, (u32)MIN((s64)n, spare), pfns) : 0;
     z->taken[order] += got;
-    z->failures += !got;
+    if (unlikely(!got))
+        z->failures++;
+    spin_unlock(&z->lock);
     return got;
 }
 
 void zone_give(struct zone *z, unsigned order, u32 n, const u32 *pfns)
 {
-    SPIN_GUARD(&z->lock);
-    for (u32 i = 0; i < n; i++)
-        buddy_give(&z->buddy, pfns[i], order);
+    spin_lock(&z->lock);
     z->given[order] += n;
+    buddy_give_many(&z->buddy, order, n, pfns);
+    spin_unlock(&z->lock);
 }
 
 bool zone_claim(u64 pfn)

@@ -36,8 +36,11 @@ static inline struct zone *zone_of(u64 pfn)
 /* Takes one block; 0 when there is none. */
 u64 zone_take_one(struct zone *z, unsigned order, bool reserve);
 void zone_give_one(struct zone *z, u64 pfn, unsigned order);
-/* Takes up to n blocks; with `reserve` also from below the min watermark. Returns how many. */
-u32 zone_take(struct zone *z, unsigned order, u32 n, bool reserve, u32 *pfns);
+/*
+ * Takes up to n blocks, n not 0, from one place and above the min watermark; the lowest is the last in
+ * the array. Returns how many.
+ */
+u32 zone_take(struct zone *z, unsigned order, u32 n, u32 *pfns);
 void zone_give(struct zone *z, unsigned order, u32 n, const u32 *pfns);
 /* Takes exactly this frame; false when the zone does not have it free. */
 bool zone_claim(u64 pfn);

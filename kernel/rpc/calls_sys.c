@@ -170,7 +170,28 @@ long call_test_run(struct call *c, const struct test_run_args *a)
 
 long call_bench_run(struct call *c, const struct bench_run_args *a)
 {
-    return kbench_run((u32)a->what, (u32)a->order, (u32)a->rounds, &c->result[0]);
+    return kbench_pairs((u32)a->what, (u32)a->order, (u32)a->rounds, &c->result[0]);
+}
+
+long call_bench_batch(struct call *c, const struct bench_batch_args *a)
+{
+    return kbench_batch((u32)a->how, &c->result[0], &c->result[1]);
+}
+
+long call_bench_mix(struct call *c, const struct bench_mix_args *a)
+{
+    struct mix_result r;
+    if (c->data_cap < sizeof(r))
+        return -EMSGSIZE;
+    int err = kbench_mix((u32)a->mode, (u32)a->steps, (u32)a->limit, a->seed, &r);
+    return err ? err : call_answer(c, &r, sizeof(r));
+}
+
+long call_bench_worst(struct call *c, const struct bench_worst_args *a)
+{
+    const char *name = kbench_worst_name((u32)a->index);
+    int err = name ? kbench_worst((u32)a->index, &c->result[0]) : -EINVAL;
+    return err ? err : call_answer(c, name, strlen(name));
 }
 
 long call_crash(struct call *c, const struct crash_args *a)

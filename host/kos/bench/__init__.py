@@ -6,7 +6,7 @@ ratios, taken in the same run, and the guest instructions.
 
 from collections.abc import Callable
 
-from kos.bench import boot, calls, inspect, instructions
+from kos.bench import allocator, boot, calls, inspect
 from kos.bench.row import Row
 
 __all__ = ["MEASUREMENTS", "Row"]
@@ -19,5 +19,6 @@ MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {
     "calls": calls.measure_calls,
     "arrays": calls.measure_arrays,
     "inspect": inspect.measure_inspect,
-    "kernel": instructions.measure_kernel,
+    "allocator": allocator.measure_allocator,
+    "fragmentation": allocator.measure_fragmentation,
 }

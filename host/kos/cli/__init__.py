@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         "--json", metavar="FILE", help="also write the figures; '-' prints only them"
     )
     bench.add_argument("--runs", type=int, default=7, help="runs to take the median of (7)")
+    bench.add_argument(
+        "--accept", metavar="REASON", help="put the exact counts on record as they are now, and why"
+    )
     replay = add("replay", "play a recorded run again and look into it", "replay", boots=False)
     replay.add_argument("file", help="what kos.boot(record=...) wrote")
     replay.add_argument("--until", type=int, metavar="N", help="stop after N instructions (all)")

@@ -95,6 +95,20 @@ class PageInfo(NamedTuple):
     zone: int
 
 
+class MixResult(NamedTuple):
+    """struct mix_result of the kernel's; the field names are those in C."""
+
+    ticks: int
+    live: int
+    failed: int
+    alloc_ticks: tuple[int, ...]
+    free_ticks: tuple[int, ...]
+    start_blocks: tuple[int, ...]
+    live_blocks: tuple[int, ...]
+    sixteenth_blocks: tuple[int, ...]
+    freed_blocks: tuple[int, ...]
+
+
 class Calls(CallsBase):
     """Each call as a method; a refused one raises `CallError`."""
 
@@ -487,8 +501,8 @@ class Calls(CallsBase):
         """Times alloc+free pairs in the kernel; under -icount a tick is an instruction.
 
         Args:
-            what: 0 pages_alloc pair, 1 zone pair, 2 empty loop, 3 zone pair of the last block
-                (u32).
+            what: 0 pages_alloc pair, 1 zone pair, 2 empty loop, 3 zone pair of the last block, 4
+                pages_alloc pair in memory as it is (u32).
             order: 0 to 10 (u32).
             rounds: Pairs to time, up to 1000000 (u32).
 
@@ -510,6 +524,64 @@ class Calls(CallsBase):
             CallError: EINVAL.
         """
         self._full(52, (), text.encode(), 0)
+
+    def bench_batch(self, how: int) -> tuple[int, int]:
+        """Times 1024 allocations of order 0 in the kernel, and then their frees.
+
+        Args:
+            how: Order of the frees: 0 last first, 1 first first, 2 random (u32).
+
+        Returns:
+            Tsc ticks of 1024 allocations; And of their frees.
+
+        Raises:
+            CallError: EINVAL, ENOMEM.
+        """
+        first, second, _ = self._full(54, (how,), b"", 0)
+        return first, second
+
+    def bench_mix(self, mode: int, steps: int, limit: int, seed: int) -> MixResult:
+        """Times random allocations and frees of mixed orders in the kernel.
+
+        Args:
+            mode: 0 without the calls, 1 as a whole, 2 each call by itself (u32).
+            steps: 1 to 1000000 (u32).
+            limit: A power of two up to 32768: about half of it is held in the end (u32).
+            seed: Of the random numbers, not 0 (u64).
+
+        Returns:
+            MixResult.
+
+        Raises:
+            CallError: EINVAL, ENOMEM, EMSGSIZE.
+        """
+        _, _, out = self._full(
+            55,
+            (
+                mode,
+                steps,
+                limit,
+                seed,
+            ),
+            b"",
+            self.struct_size("mix_result"),
+        )
+        return MixResult(**self.struct_fields("mix_result", out))
+
+    def bench_worst(self, index: int) -> tuple[str, int]:
+        """Times one call in the state that is worst for it; the text names it.
+
+        Args:
+            index: From 0 (u32).
+
+        Returns:
+            str; Tsc ticks of the one call.
+
+        Raises:
+            CallError: EINVAL, ENOMEM, EMSGSIZE.
+        """
+        first, _, out = self._full(56, (index,), b"", 4096)
+        return out.decode(errors="replace"), first
 
 
 class BatchCalls(BatchBase):
@@ -732,3 +804,32 @@ class BatchCalls(BatchBase):
     def crash(self, text: str) -> Pending[None]:
         """Queue crash; see `Calls.crash`."""
         return self._queue(52, (), text.encode(), 0, lambda first, second, out: None)
+
+    def bench_batch(self, how: int) -> Pending[tuple[int, int]]:
+        """Queue bench_batch; see `Calls.bench_batch`."""
+        return self._queue(54, (how,), b"", 0, lambda first, second, out: (first, second))
+
+    def bench_mix(self, mode: int, steps: int, limit: int, seed: int) -> Pending[MixResult]:
+        """Queue bench_mix; see `Calls.bench_mix`."""
+        return self._queue(
+            55,
+            (
+                mode,
+                steps,
+                limit,
+                seed,
+            ),
+            b"",
+            self.struct_size("mix_result"),
+            lambda first, second, out: MixResult(**self.struct_fields("mix_result", out)),
+        )
+
+    def bench_worst(self, index: int) -> Pending[tuple[str, int]]:
+        """Queue bench_worst; see `Calls.bench_worst`."""
+        return self._queue(
+            56,
+            (index,),
+            b"",
+            4096,
+            lambda first, second, out: (out.decode(errors="replace"), first),
+        )

@@ -41,7 +41,7 @@ MM_TEST(pcp, limits)
             const struct magazine *m = &cpu->pcp.magazine[i];
             KTEST_CHECK(m->limit <= pcp_slots[i] && m->limit != 1, "CPU %u, order %u: limit %u",
                         cpu->id, cached[i], m->limit);
-            KTEST_CHECK(m->batch == m->limit / 2 && m->count <= m->limit,
+            KTEST_CHECK(m->batch == MAX(m->limit / 4, 1) && m->count <= m->limit,
                         "CPU %u, order %u: batch %u, %u of %u", cpu->id, cached[i], m->batch,
                         m->count, m->limit);
             pages[i] += (u64)m->limit << cached[i];
@@ -52,11 +52,22 @@ MM_TEST(pcp, limits)
                     pcp_zone->managed);
 }
 
-/* From empty: one alloc fills a batch, and hands out what the zone alone would have given. */
+/* What the zone alone gives, one by one. */
+static u32 take_singly(unsigned order, u32 n)
+{
+    u32 got = 0;
+    while (got < n && (held[got] = (u32)zone_take_one(pcp_zone, order, false)))
+        got++;
+    return got;
+}
+
+/* From empty: one alloc fills up to a batch, and hands out what the zone alone would have given. */
 static void check_refill(struct ktest *t, unsigned order)
 {
     struct magazine *m = magazine(order);
-    u32 batch = MAX(m->batch, 1), n = zone_take(pcp_zone, order, batch, false, held);
+    u32 n = zone_take(pcp_zone, order, m->batch, held);
+    zone_give(pcp_zone, order, n, held);
+    KTEST_CHECK(n <= m->batch && take_singly(order, n) == n, "order %u: %u blocks", order, n);
     zone_give(pcp_zone, order, n, held);
     u64 taken = pcp_zone->taken[order];
     for (u32 i = 0; i < n; i++) {
@@ -82,10 +93,23 @@ MM_TEST(pcp, refill)
     }
 }
 
+/* When the magazine is full a batch goes, and what was freed last is what comes next. */
+static void check_top(struct ktest *t, unsigned order, u32 n)
+{
+    struct magazine *m = magazine(order);
+    if (n <= m->limit)
+        return;
+    KTEST_CHECK(m->count == m->limit - (m->batch + 3) / 4 + 1, "order %u: %u of %u", order,
+                m->count, m->limit);
+    u64 pfn = alloc(order);
+    KTEST_CHECK(pfn == held[n - 1] && !give(pfn, order), "order %u: %lu, freed last %u", order, pfn,
+                held[n - 1]);
+}
+
 static void check_spill(struct ktest *t, unsigned order)
 {
     struct magazine *m = magazine(order);
-    u32 n = 0, want = m->limit + m->batch + 1u;
+    u32 n = 0, want = m->limit + 1u;
     while (n < want && (held[n] = (u32)alloc(order)))
         n++;
     pcp_drain(); /* what a refill has left over */
@@ -103,6 +127,7 @@ static void check_spill(struct ktest *t, unsigned order)
                 pages_free_count(), expected);
     KTEST_CHECK(own <= m->limit || pcp_zone->buddy.free_pages > in_zone,
                 "order %u: %u freed and none went to the zone", order, own);
+    check_top(t, order, own == n ? n : 0);
 }
 
 MM_TEST(pcp, spill)

@@ -264,7 +264,8 @@ def _check_magazine(
     pcp = k.cpus[cpu]["pcp"]
     magazine, what = pcp["magazine"][m], f"cpus[{cpu}].pcp.magazine[{m}]"
     k.found.same("magazine.limit", f"{what}.limit", int(magazine["limit"]), limit)
-    k.found.same("magazine.batch", f"{what}.batch", int(magazine["batch"]), limit // 2)
+    batch = max(limit // 4, 1) if cpu < k.cpu_count else 0
+    k.found.same("magazine.batch", f"{what}.batch", int(magazine["batch"]), batch)
     count = int(magazine["count"])
     if count > max(limit, 1) or count > _MAGAZINES[m][1]:
         k.found.broken("magazine.count", f"{what}.count is {count}, above its limit {limit}")
