@@ -139,22 +139,6 @@ MM_TEST(pcp, spill)
     }
 }
 
-/* An interrupt may have filled it since its CPU looked: what is there goes first, and is not lost. */
-MM_TEST(pcp, refill_of_a_magazine_that_has_blocks)
-{
-    struct magazine *m = magazine(0);
-    u64 pfn = alloc(0);
-    KTEST_CHECK(pfn && !give(pfn, 0), "frame %lu", pfn);
-    u32 count = m->count;
-    if (!count) /* memory is too small for magazines */
-        return;
-    u64 top = pcp_refill(&this_cpu()->pcp, 0, false);
-    KTEST_CHECK(top == pfn && m->count == count - 1, "frame %lu, expected %lu; %u left of %u", top,
-                pfn, m->count, count);
-    page_at(top)->head = page_head(PAGE_KERNEL, 0, MMTEST_OWNER);
-    KTEST_CHECK(!give(top, 0) && m->count == count, "%u, expected %u", m->count, count);
-}
-
 MM_TEST(pcp, drain_empties_all)
 {
     unsigned largest = mmtest_largest_order();
