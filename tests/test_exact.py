@@ -16,6 +16,8 @@ from kos.bench import MEASUREMENTS, Row, exact
 from kos.bench.allocator import MACHINE, SEED, worst_cases
 from kos.exceptions import HostError
 
+pytestmark = pytest.mark.plain
+
 PLAIN, SINGLE = 1, 2  # modes of bench_mix
 MAX = -1  # the last of the latencies
 
