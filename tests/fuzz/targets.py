@@ -1,4 +1,4 @@
-"""Builds and runs the fuzz targets of this folder: the kernel's decoders on this host, with libFuzzer.
+"""Builds and runs the fuzz targets here: the kernel's decoders on this host, with libFuzzer.
 
 The sources are the kernel's own, compiled with the address and undefined-behaviour sanitizers. What
 arch has and a process cannot use is replaced by headers in `hosted/`, which come first on the
@@ -38,7 +38,7 @@ CFLAGS = [
     "-Wextra",
     "-Werror",
     "-fsanitize=fuzzer-no-link,address,undefined",
-    "-fno-sanitize-coverage=trace-cmp",  # inputs name edges themselves; it would cost half of the speed
+    "-fno-sanitize-coverage=trace-cmp",  # it costs half of the speed; inputs can name edges
     "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer",
     f"-I{FOLDER}/hosted",
@@ -47,7 +47,7 @@ CFLAGS = [
     "-Iarch",
 ]
 #: The kernel's functions of these names are compiled, but all call the host's, which ASan watches.
-_STRING = "memcpy memmove memset memcmp strlen strcmp strncmp strchr".split()
+_STRING = ["memcpy", "memmove", "memset", "memcmp", "strlen", "strcmp", "strncmp", "strchr"]
 SPECIAL = {
     "kernel/lib/string.c": ["-fno-builtin", *(f"-D{name}=kos_{name}" for name in _STRING)],
     # The table is one of a section's parts: nothing may be added behind it.
