@@ -185,7 +185,7 @@ BUGS = {
     ),
     "another call's tag": Bug("rings", CALLS, ".tag = e->tag", ".tag = e->tag & 0xfff"),
 }
-INPUTS_TO_FIND = 50_000
+INPUTS_TO_FIND = 200_000
 
 
 @pytest.mark.parametrize("what", BUGS)
