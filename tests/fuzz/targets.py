@@ -157,7 +157,7 @@ class Run:
             (folder / f"seed-{i}").write_bytes(content)
         self._artifacts = artifacts / f"{name}-"
         self._log = folder.with_suffix(".log")  # no pipe: nobody reads while the other target runs
-        argv = [
+        argv: list[str | Path] = [
             program, folder,
             f"-runs={runs}", f"-seed={seed}", f"-max_len={MAX_BYTES[name]}",
             f"-artifact_prefix={self._artifacts}", "-print_final_stats=1",
