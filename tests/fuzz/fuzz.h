@@ -4,7 +4,7 @@
  * code. What differs ends the program, and libFuzzer keeps the input.
  *
  *   frames.c   bytes on the wire, through frame_poll
- *   rings.c    blocks of memory, through ring_poll
+ *   rings.c    blocks of memory, through ring_poll, with its model in ring_model.h
  *   handlers.c what each handler is promised, and stand-ins for handlers that need a machine
  *   machine.c  memory, CPUs and all else that the sources reach for
  *   input.h    the input as numbers
