@@ -336,7 +336,8 @@ class HostileLine:
             return bytes(body)
         same = list(fields)
         self.tame(same)
-        runs = fields[entries.OP] in (entries.TEST_RUN, entries.BENCH_RUN, entries.CRASH)
+        op = fields[entries.OP]
+        runs = op == entries.CRASH or self.maker.is_slow(op)
         return b"" if same != fields or runs else bytes(body)
 
     @staticmethod

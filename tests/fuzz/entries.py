@@ -11,7 +11,7 @@ from kos.rpc.frames import ENTRY
 DATA_BYTES = 57344  # a ring's data area
 EPERM, EFAULT, EINVAL, ENOSYS = -1, -14, -22, -38
 CLIENT_OPEN, CLIENT_CLOSE, RING_OPEN, RING_CLOSE = 3, 4, 5, 6
-TEST_RUN, BENCH_RUN, CRASH = 50, 51, 52
+CRASH = 52
 
 # Places in an entry's list of numbers, and their widths in bits.
 OP, CLIENT, TAG, ARG, OFF, LEN, CAP = 0, 1, 2, 3, 8, 9, 10
@@ -44,12 +44,12 @@ class Maker:
         abi: The calls there are.
         rng: Where all chance comes from.
         wire: Whether they are for frames.
-        tests: How many `test_run` and `bench_run` there may be: these two run long by design.
+        slow: How many calls of `test_run` and `bench_...` there may be, which run long by design.
     """
 
-    def __init__(self, abi: Abi, rng: random.Random, *, wire: bool, tests: int = 20) -> None:
+    def __init__(self, abi: Abi, rng: random.Random, *, wire: bool, slow: int = 20) -> None:
         self._abi, self._rng, self._wire = abi, rng, wire
-        self._tests = tests
+        self._left = slow
         # crash ends the machine by design.
         self._calls = [call for call in abi.by_number.values() if call.number != CRASH]
         self.known = [0x5000, 0x10000]  # addresses that mean something
@@ -73,7 +73,9 @@ class Maker:
             "text": rng.randrange(1, 24),
             "bytes": rng.randrange(257),
         }[call.data_in]
-        room = {"none": 0, "struct": 656}.get(call.data_out, 512)
+        room = 0 if call.data_out == "none" else 512
+        if call.data_out == "struct":
+            room = self._abi.layout(call.struct).size
         fields = [call.number, rng.choice(self.clients), tag, *args, *[0] * (5 - len(args))]
         return [*fields, 0 if self._wire else 8 * rng.randrange(512), length, room, 0]
 
@@ -104,12 +106,17 @@ class Maker:
                 self._change(fields)
         if fields[OP] == CRASH:
             fields[OP] = 0
-        if fields[OP] in (TEST_RUN, BENCH_RUN) and self.refusal(fields) is None:
-            self._tests -= 1
-            if self._tests < 0:
-                fields[OP] = 1
-            fields[ARG + 2] %= 1000  # rounds of bench_run
+        if self.is_slow(fields[OP]) and self.refusal(fields) is None:
+            self._left -= 1
+            fields[OP] = fields[OP] if self._left >= 0 else 1
+            for at in range(ARG, ARG + 5):
+                fields[at] %= 1000  # rounds and steps, among others
         return fields
+
+    def is_slow(self, op: int) -> bool:
+        """Whether a call may run for seconds."""
+        call = self._abi.by_number.get(op)
+        return call is not None and call.name.startswith(("test_run", "bench_"))
 
     def refusal(self, fields: list[int]) -> int | None:
         """The error that an entry ends with before its handler; None: a handler decides."""

@@ -100,16 +100,11 @@ void zone_give_one(struct zone *z, u64 pfn, unsigned order)
     ASAN_POISON_MEMORY_REGION(fuzz_ram + paddr_of(pfn), BLOCK_BYTES);
 }
 
-u64 pages_alloc_slow(unsigned order, unsigned flags)
+u64 pages_alloc_hard(unsigned order, bool reserve)
 {
     (void)order;
-    (void)flags;
+    (void)reserve;
     return 0;
-}
-
-void pages_free_slow(u64 pfn, unsigned order)
-{
-    CHECK(false, "frame %lu, order %u", pfn, order);
 }
 
 u64 owned_release_all(struct owner *o)
@@ -194,10 +189,33 @@ u64 ktest_run(u32 index, char *report, size_t cap)
     return index;
 }
 
-int kbench_run(u32 what, u32 order, u32 rounds, u64 *ticks)
+int kbench_pairs(u32 what, u32 order, u32 rounds, u64 *ticks)
 {
     *ticks = what + order + rounds;
     return rounds ? 0 : -EINVAL;
+}
+
+int kbench_batch(u32 order_of_frees, u64 *alloc, u64 *free)
+{
+    *alloc = *free = order_of_frees;
+    return 0;
+}
+
+int kbench_mix(u32 mode, u32 steps, u32 limit, u64 seed, struct mix_result *r)
+{
+    *r = (struct mix_result){.ticks = mode + steps + limit + seed};
+    return 0;
+}
+
+const char *kbench_worst_name(u32 index)
+{
+    return ktest_name(index);
+}
+
+int kbench_worst(u32 index, u64 *ticks)
+{
+    *ticks = index;
+    return 0;
 }
 
 int crash_now(const char *kind)

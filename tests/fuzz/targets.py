@@ -34,9 +34,11 @@ CFLAGS = [
     "-std=gnu17",
     "-g",
     "-O2",
+    "-fms-extensions",
     "-Wall",
     "-Wextra",
     "-Werror",
+    "-Wno-microsoft-anon-tag",
     "-fsanitize=fuzzer-no-link,address,undefined",
     "-fno-sanitize-coverage=trace-cmp",  # it costs half of the speed; inputs can name edges
     "-fno-sanitize-recover=all",
