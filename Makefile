@@ -96,7 +96,7 @@ soak: build ## run the soak tests for MINUTES (default 10)
 	$(Q)KOS_TEST_MINUTES=$(MINUTES) $(PYTEST) -m soak
 
 .PHONY: fuzz
-fuzz: build ## run the fuzz tests for MINUTES (default 10)
+fuzz: build ## ten million inputs for the decoders, then fuzz machines for MINUTES (default 10)
 	$(Q)KOS_TEST_MINUTES=$(MINUTES) $(PYTEST) -m fuzz
 
 # The kernel that counts is another one: slower, and larger. Left out are the tests that boot no kernel

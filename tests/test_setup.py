@@ -219,6 +219,45 @@ def test_everything_missing_is_named_at_once(tree: Tree) -> None:
     assert command.split() == ["qemu-system-x86", "gcc", "libc6-dev", "binutils", "clang"]
 
 
+#: A clang of which Debian has more in another package; it looks whether that is there.
+CLANG = """\
+case "$*" in
+-dumpversion) echo 15.0.7 ;;
+*-fsanitize=fuzzer*) [ -e "$CALLS.runtime" ] ;;
+esac
+"""
+
+
+def test_clang_without_its_fuzzer_names_the_package(tree: Tree) -> None:
+    tree.give_ensurepip()
+    tree.command("clang", CLANG)
+    result = tree.run("scripts/setup", nobody=True)
+    assert result.returncode == 3
+    assert result.stderr == (
+        "setup: this machine lacks libclang-rt-15-dev; install with: "
+        "sudo apt-get install -y --no-install-recommends libclang-rt-15-dev\n"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root installs packages")
+def test_clang_and_then_its_fuzzer_are_installed(tree: Tree) -> None:
+    tree.give_ensurepip()
+    tree.make_venv()
+    tree.link("mv")
+    (tree.bin / "clang").rename(tree.root / "clang")
+    (tree.root / "clang").write_text(f"#!/bin/sh\n{CLANG}")
+    tree.command(
+        "apt-get",
+        'echo "apt-get $*" >>"$CALLS"; case "$*" in '
+        f'*" install clang") mv clang {tree.bin}/clang ;; '
+        '*" install libclang-rt-15-dev") : >"$CALLS.runtime" ;; esac',
+    )
+    result = tree.run("scripts/setup")
+    assert result.returncode == 0, result.stderr
+    installed = [call.split()[-1] for call in tree.recorded() if " install " in call]
+    assert [name for name in installed if "clang" in name] == ["clang", "libclang-rt-15-dev"]
+
+
 def test_old_python_is_named(tree: Tree) -> None:
     tree.command("python3", 'echo "3.9.2 False /usr/bin/python3.9"')
     probe = tree.run("bash", "-c", "/usr/bin/python3 -c 'import sys; print(sys.version_info[1])'")
