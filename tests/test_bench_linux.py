@@ -330,7 +330,7 @@ def test_unknown_column() -> None:
 def test_the_figures_are_package_data() -> None:
     """tests/test_generated.py looks into a wheel that was made from this."""
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert options["tool"]["setuptools"]["package-data"]["kos.bench"] == [linux_bench.FIGURES.name]
+    assert linux_bench.FIGURES.name in options["tool"]["setuptools"]["package-data"]["kos.bench"]
 
 
 def test_the_order_of_figures() -> None:
