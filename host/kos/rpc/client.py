@@ -263,6 +263,7 @@ class Client(Calls, Closing):
     def forget(self) -> None:
         """The machine boots anew, or this process is a fork: the connection is gone."""
         self._closed = True
+        self.machine.clients.discard(self)
         for ring in list(self._rings):
             ring.abandon()
         self._local = threading.local()
