@@ -19,6 +19,7 @@ from kos.inspect import audit
 from kos.machine import Machine
 from kos.memory.constants import EINVAL, ENOMEM
 from kos.rpc import frames
+from kos.rpc.client import Client
 
 pytestmark = pytest.mark.kos(leaks="allow")
 
@@ -35,6 +36,13 @@ def prompt(seconds: float = 30.0) -> Iterator[None]:
     yield
     took = time.monotonic() - start
     assert took < seconds, f"it took {took:.1f} s"
+
+
+def patience(client: Client, seconds: float) -> None:
+    """How long calls of a client may take from now on."""
+    client.timeout = seconds
+    for ring in client._rings:
+        ring.timeout = seconds
 
 
 # What comes back
@@ -347,19 +355,17 @@ def test_after_a_call_that_timed_out(boot: Boot, carrier: str) -> None:
 @pytest.mark.parametrize("carrier", CARRIERS)
 def test_a_snapshot_in_the_middle_of_a_call(boot: Boot, carrier: str) -> None:
     """The call goes on in what comes back, and nobody hears its answer: the next has its own."""
-    vm = boot(memory="32M", timeout=0.3)
+    vm = boot(memory="32M", timeout=LONG)
     client = vm.connect("hasty", carrier=carrier)
+    patience(client, 0.3)
     with pytest.raises(CallTimeout):
         while True:  # until one is too long for the time
             client.bench_run(1, 0, 1_000_000)
     snapshot = vm.snapshot()
     for n in range(3):
         vm.restore(snapshot)
-        patient = vm.connect(f"patient {n}", carrier=carrier)
-        for one in (patient, client):
-            one.timeout = LONG
-            for ring in one._rings:
-                ring.timeout = LONG
+        patience(client, LONG)
+        for one in (vm.connect("patient", carrier=carrier), client):
             assert one.ping(100 + n) == 100 + n
 
 
