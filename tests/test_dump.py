@@ -1,6 +1,7 @@
 """Dumps: the machine as it was, from one file; and files that somebody has damaged."""
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from typing import Any
 import drgn
 import pytest
 from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import NoteSegment, Segment
 
 from conftest import Boot
 from helpers import LONG, PAGE
@@ -56,6 +58,11 @@ def compare(vm: Machine, dump: Dump) -> None:
     assert str(audit(dump)) == str(audit(vm))
     for client in (1, 3):
         assert [b.paddr for b in theirs.blocks(client)] == [b.paddr for b in ours.blocks(client)]
+
+
+def notes_of(segment: Segment) -> Iterator[Any]:
+    assert isinstance(segment, NoteSegment)
+    return segment.iter_notes()
 
 
 @pytest.fixture
@@ -181,7 +188,9 @@ def test_of_5_gib(boot: Boot, path: Path, machine: str) -> None:
         with Dump(path) as dump:
             assert dump.view.read(vm.abi.symbols["layout_direct_map"] + addr, 5) == b"above"
             assert bytes(dump.view.memory.physical(addr, 5)) == b"above"
-            assert dump.view.pages(addr // PAGE, 4).tolist() == vm.view.pages(addr // PAGE, 4).tolist()
+            assert (
+                dump.view.pages(addr // PAGE, 4).tolist() == vm.view.pages(addr // PAGE, 4).tolist()
+            )
             assert dump.view["zones"].to_bytes_() == vm.view["zones"].to_bytes_()
             for start, end in vm.ram_in_use():
                 assert dump.ram[start:end] == vm.ram[start:end]
@@ -194,21 +203,18 @@ def test_it_is_an_elf_core(vm: Machine, path: Path) -> None:
     with path.open("rb") as file:
         elf = ELFFile(file)
         assert (elf["e_type"], elf["e_machine"]) == ("ET_CORE", "EM_X86_64")
-        notes = [n for s in elf.iter_segments("PT_NOTE") for n in s.iter_notes()]
+        notes = [n for s in elf.iter_segments("PT_NOTE") for n in notes_of(s)]
         threads = [n for n in notes if n["n_type"] in ("NT_PRSTATUS", 1) and n["n_name"] == "CORE"]
         assert len(threads) == 2
         assert len([n for n in notes if n["n_name"] == "KOS"]) == 1
         loads = list(elf.iter_segments("PT_LOAD"))
         assert loads
         for segment in loads:
-            data, at = segment.data(), vm.ram_offset(segment["p_paddr"]) if segment[
-                "p_paddr"
-            ] >= 1 << 20 else segment["p_paddr"]
+            data, at = segment.data(), segment["p_paddr"]  # below 4 GiB as in RAM
             assert len(data) == segment["p_filesz"] == segment["p_memsz"]
             assert data == bytes(vm.ram[at : at + len(data)])
-            if segment["p_vaddr"] != vm.abi.symbols["layout_direct_map"]:
-                read = vm.view.read(segment["p_vaddr"], 16)
-                assert read == data[:16]
+            with contextlib.suppress(drgn.FaultError):  # firmware's, which the kernel does not map
+                assert vm.view.read(segment["p_vaddr"], 16) == data[:16]
     vm.resume()
 
 
@@ -244,7 +250,7 @@ def test_a_full_disk(vm: Machine, path: Path) -> None:
     """The file that was there stays as it was."""
     path.write_text("before")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(OSError):  # noqa: PT011 - EFBIG here, ENOSPC elsewhere
             vm.dump(path)
@@ -287,10 +293,10 @@ def use(path: Path) -> None:
     """Open it and look around; only the errors of a file that is damaged may come."""
     with Dump(path) as dump:
         for look in (
-            lambda: str(dump.view["zones"][0]),
-            lambda: [str(trace) for trace in dump.view.stacks()],
+            lambda: int(dump.view["zones"][0].managed),
+            dump.view.stacks,
             lambda: list(dump.view.blocks(3)),
-            lambda: dump.view.pages(),
+            dump.view.pages,
             lambda: dump.view.symbol(0),
         ):
             with contextlib.suppress(drgn.FaultError, ValueError, LookupError):
@@ -309,10 +315,11 @@ def use_damaged(path: Path) -> bool:
 
 def head_and_notes(data: bytes) -> int:
     """Where the data begins."""
-    return min(
+    starts: list[int] = [
         struct.unpack_from("<Q", data, 64 + 56 * n + 8)[0]
         for n in range(1, struct.unpack_from("<H", data, 56)[0])
-    )
+    ]
+    return min(starts)
 
 
 def told(data: bytes) -> tuple[int, int, dict[str, Any]]:
@@ -377,7 +384,7 @@ def test_flipped_bytes_of_the_header(good: Path, path: Path) -> None:
     data = bytearray(good.read_bytes())
     taken = 0
     for place in range(64 + 56 * 3):
-        for value in (0, 1, 0x7F, 0xFF, data[place] ^ 0x80):
+        for value in (0, 0xFF, data[place] ^ 0x80):
             kept, data[place] = data[place], value
             path.write_bytes(data)
             data[place] = kept
@@ -494,9 +501,8 @@ def test_notes_that_are_none(good: Path, path: Path, text: bytes) -> None:
 )
 def test_notes_of_wrong_types(good: Path, path: Path, name: str, values: list[Any]) -> None:
     for value in values:
-        with pytest.raises((ValueError, HostError)), little_memory():
-            Dump(changed_note(good, path, **{name: value}))
-            pytest.fail(f"{name} = {value!r:.50}")
+        changed_note(good, path, **{name: value})
+        assert not use_damaged(path), f"{name} = {value!r:.50}"
 
 
 def test_a_note_without_a_name(good: Path, path: Path) -> None:
@@ -521,6 +527,7 @@ def test_dumps_do_not_pile_up(good: Path) -> None:
             with Dump(good) as dump:
                 assert dump.view["zones"][0].name.string_() == b"DMA"
             dump.close()
+            gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -549,7 +556,8 @@ def test_inspect_an_expression(good: Path) -> None:
 
 
 def test_inspect_lines(good: Path) -> None:
-    lines = "x = int(cpu_count)\nx * 2\n\nfor i in range(2):\n    print('cpu', i)\n\nzones[0].name\n"
+    lines = "x = int(cpu_count)\nx * 2\n\nfor i in range(2):\n    print('cpu', i)\n"
+    lines += "\nzones[0].name\n"
     done = inspect(str(good), typed=lines)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[:3] == ["4", "cpu 0", "cpu 1"]
@@ -561,7 +569,9 @@ def test_inspect_lines(good: Path) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "256")
 
 
-@pytest.mark.parametrize("lines", ["zonez\n1 + 1\n", "1 +\n1 + 1\n", "1 / 0\n1 + 1", "1+1\n(", "1+1\nx y"])
+@pytest.mark.parametrize(
+    "lines", ["zonez\n1 + 1\n", "1 +\n1 + 1\n", "1 / 0\n1 + 1", "1+1\n(", "1+1\nx y"]
+)
 def test_inspect_lines_that_fail(good: Path, lines: str) -> None:
     """The others are still carried out; the status tells."""
     done = inspect(str(good), typed=lines)

@@ -1,4 +1,4 @@
-"""The typed view: what it says is what the kernel has, running or paused, and reading is only that."""
+"""The typed view: what it says is what the kernel has, and reading it is nothing but reading."""
 
 import struct
 import threading
@@ -595,7 +595,9 @@ def test_addresses_of_clients(vm: Machine) -> None:
             memory.virtual(0x400000, 1)
         zones = vm.abi.symbols["zones"]
         assert memory.virtual(zones, 64, root) == memory.virtual(zones, 64)
-    paddr, room = memory.translate(0x400010, int(vm.view["clients"][clients[0].id].owner.aspace.root))
+    paddr, room = memory.translate(
+        0x400010, int(vm.view["clients"][clients[0].id].owner.aspace.root)
+    )
     assert (paddr % PAGE, room) == (16, PAGE - 16)
 
 

@@ -70,7 +70,8 @@ def _bits(member: drgn.TypeMember, word: NDArray[Any]) -> NDArray[Any]:
     up = word << word.dtype.type(size - first - width)
     if _is_signed(_plain(member.type)):
         up = up.view(f"<i{word.dtype.itemsize}")
-    return up >> up.dtype.type(size - width)
+    value: NDArray[Any] = up >> up.dtype.type(size - width)
+    return value
 
 
 def dtype_of(kind: drgn.Type) -> np.dtype[Any]:
