@@ -105,6 +105,13 @@ class _Prompt(code.InteractiveConsole):
         finally:
             sys.displayhook = before
 
+    def refuse(self, statement: str) -> None:
+        """Say what is wrong with a statement that does not end where the input does."""
+        try:
+            compile(statement, "<stdin>", "exec")
+        except SyntaxError:
+            self.showsyntaxerror("<stdin>")
+
     def showsyntaxerror(self, *args: Any, **kwargs: Any) -> None:
         self.failed = True
         super().showsyntaxerror(*args, **kwargs)
@@ -121,7 +128,8 @@ def converse(target: Inside | Dump) -> int:
         return 0
     source = sys.stdin.read()
     for statement in _statements(source):
-        prompt.runsource(statement, "<stdin>", "single")
+        if prompt.runsource(statement, "<stdin>", "single"):
+            prompt.refuse(statement)
     return EXIT_FAILED if prompt.failed else 0
 
 

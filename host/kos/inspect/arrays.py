@@ -5,6 +5,8 @@ look at the same bytes. numpy has no bit fields: where a struct has some, the re
 by field, and each bit field gets a column of its own.
 """
 
+import operator
+from collections.abc import Iterator
 from typing import Any
 
 import drgn
@@ -18,6 +20,8 @@ _FLAT = {_KINDS.INT: "", _KINDS.BOOL: "", _KINDS.ENUM: "", _KINDS.POINTER: ""}
 def element_of(array: drgn.Object, count: int | None) -> tuple[drgn.Type, int, int]:
     """Type, address and number of the elements of an array, or of what a pointer points to."""
     kind = _plain(array.type_)
+    if count is not None and operator.index(count) < 0:
+        raise ValueError(f"{count} elements: 0 or more can be read")
     if kind.kind == _KINDS.ARRAY:
         length = kind.length if count is None else count
         if length is None or array.address_ is None:
@@ -33,18 +37,41 @@ def element_of(array: drgn.Object, count: int | None) -> tuple[drgn.Type, int, i
 def decode(element: drgn.Type, data: bytes) -> NDArray[Any]:
     """Bytes as elements of a type."""
     raw = np.frombuffer(data, dtype_of(element))
-    bits = _bit_fields(element)
-    if not bits:
-        return raw
-    assert raw.dtype.names is not None
-    wanted = [(name, raw.dtype[name]) for name in raw.dtype.names if name not in bits]
-    result = np.empty(len(raw), [*wanted, *((name, raw.dtype[name]) for name in bits)])
-    for name, _ in wanted:
-        result[name] = raw[name]
-    for name, (first, width) in bits.items():
+    return _split(element, raw) if _has_bit_fields(element) else raw
+
+
+def _split(kind: drgn.Type, raw: NDArray[Any]) -> NDArray[Any]:
+    """The same values with a column for each bit field, in nested structs too."""
+    kind = _plain(kind)
+    if kind.kind == _KINDS.ARRAY:
+        return _split(kind.type, raw)
+    columns = {}
+    for name, member in _members(kind):
         column = raw[name]
-        result[name] = column >> column.dtype.type(first) & column.dtype.type((1 << width) - 1)
+        if member.bit_field_size is not None:
+            column = _bits(member, column)
+        elif _has_bit_fields(member.type):
+            column = _split(member.type, column)
+        columns[name] = column
+    form = [(name, column.dtype, column.shape[raw.ndim :]) for name, column in columns.items()]
+    result = np.empty(raw.shape, form)
+    for name, column in columns.items():
+        result[name] = column
     return result
+
+
+def _bits(member: drgn.TypeMember, word: NDArray[Any]) -> NDArray[Any]:
+    """A bit field, out of the word that `_fields` gives."""
+    size = 8 * word.dtype.itemsize
+    first, width = member.bit_offset % size, member.bit_field_size
+    if first + width > size:
+        raise ValueError(f"bit field {member.name!r} lies in two words; numpy has no form for it")
+    # Shifted up against the top first, so that a signed one brings its sign down.
+    up = word << word.dtype.type(size - first - width)
+    if _is_signed(_plain(member.type)):
+        up = up.view(f"<i{word.dtype.itemsize}")
+    value: NDArray[Any] = up >> up.dtype.type(size - width)
+    return value
 
 
 def dtype_of(kind: drgn.Type) -> np.dtype[Any]:
@@ -86,6 +113,15 @@ def _is_signed(kind: drgn.Type) -> bool:
     return bool(kind.kind == _KINDS.INT and kind.is_signed)
 
 
+def _members(kind: drgn.Type) -> Iterator[tuple[str, drgn.TypeMember]]:
+    """Those that have names, of members without a name too."""
+    for member in kind.members or ():
+        if member.name:
+            yield member.name, member
+        elif member.bit_field_size is None:
+            yield from _members(_plain(member.type))
+
+
 def _fields(kind: drgn.Type, base: int) -> list[tuple[str, np.dtype[Any], int]]:
     """Name, type and offset of each member; a member without a name has its own."""
     found: list[tuple[str, np.dtype[Any], int]] = []
@@ -93,7 +129,8 @@ def _fields(kind: drgn.Type, base: int) -> list[tuple[str, np.dtype[Any], int]]:
         if member.bit_field_size is not None:
             unit = drgn.sizeof(member.type)  # the word around it; its bits are taken out later
             offset = base + member.bit_offset // (8 * unit) * unit
-            found.append((member.name or "", np.dtype(f"<u{unit}"), offset))
+            if member.name:
+                found.append((member.name, np.dtype(f"<u{unit}"), offset))
         elif member.name is None:
             found += _fields(_plain(member.type), base + member.offset)
         else:
@@ -101,16 +138,11 @@ def _fields(kind: drgn.Type, base: int) -> list[tuple[str, np.dtype[Any], int]]:
     return found
 
 
-def _bit_fields(kind: drgn.Type) -> dict[str, tuple[int, int]]:
-    """First bit (in the word that `_fields` gives) and width of each bit field."""
+def _has_bit_fields(kind: drgn.Type) -> bool:
     kind = _plain(kind)
-    found: dict[str, tuple[int, int]] = {}
-    if kind.kind not in (_KINDS.STRUCT, _KINDS.UNION):
-        return found
-    for member in kind.members or ():
-        if member.bit_field_size is not None and member.name:
-            word = 8 * drgn.sizeof(member.type)
-            found[member.name] = (member.bit_offset % word, member.bit_field_size)
-        elif member.name is None:
-            found |= _bit_fields(member.type)
-    return found
+    if kind.kind == _KINDS.ARRAY:
+        return _has_bit_fields(kind.type)
+    return kind.kind in (_KINDS.STRUCT, _KINDS.UNION) and any(
+        member.bit_field_size is not None or _has_bit_fields(member.type)
+        for member in kind.members or ()
+    )

@@ -8,9 +8,12 @@ bytes. A thread stands for each CPU. All else is in one note named `KOS`, as JSO
 A dump may come from anywhere: what is read from it is checked, and none of it is ever run.
 """
 
+import builtins
+import errno
 import json
 import mmap
 import os
+import stat
 import struct
 import threading
 from collections.abc import Iterable
@@ -193,6 +196,9 @@ def write(vm: "Inside", path: str | os.PathLike[str]) -> None:
         path: The file. It is there as a whole or not at all.
     """
     target = Path(path)
+    if target.exists() and not target.is_file():
+        # As a folder; or a device, in whose place a file would be put.
+        raise FileExistsError(errno.EEXIST, "not a file, and not replaced by a dump", str(target))
     part = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}")
     with vm.paused():
         try:
@@ -206,6 +212,23 @@ def write(vm: "Inside", path: str | os.PathLike[str]) -> None:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
+
+
+#: What reading a damaged file may raise beside ValueError.
+_DAMAGES = (
+    *(ELFError, struct.error, KeyError, TypeError, AttributeError),
+    *(OverflowError, RecursionError, builtins.MemoryError),
+)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a whole number of 64 bits."""
+    return type(value) is int and 0 <= value < 1 << 64
+
+
+def _open_now(path: str, flags: int) -> int:
+    """Open without waiting for somebody at the other end of a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 class Dump(Closing):
@@ -235,10 +258,10 @@ class Dump(Closing):
         self, path: str | os.PathLike[str], *, kernel: str | os.PathLike[str] | None = None
     ) -> None:
         self.path = Path(path)
-        with self.path.open("rb") as file:
+        with open(self.path, "rb", opener=_open_now) as file:
             try:
                 told = self._read(file)
-            except (ELFError, struct.error, KeyError, TypeError, AttributeError) as error:
+            except _DAMAGES as error:
                 raise ValueError(f"{self.path} is damaged: {error!r}") from None
         self.build_id: str = told["build_id"]
         #: What the console had printed.
@@ -256,7 +279,8 @@ class Dump(Closing):
             )
 
     def _read(self, file: Any) -> dict[str, Any]:
-        if file.read(7) != b"\x7fELF\2\1\1":
+        state = os.fstat(file.fileno())
+        if not stat.S_ISREG(state.st_mode) or file.read(7) != b"\x7fELF\2\1\1":
             raise ValueError(f"{self.path} is no dump of a KOS machine")
         file.seek(0)
         elf = ELFFile(file)
@@ -265,7 +289,11 @@ class Dump(Closing):
         self.memory: int = told["memory"]
         self.ram_layout = RamLayout.of(told["machine"], self.memory)
         self._map = mmap.mmap(-1, self.memory)
+        left = 2 * state.st_size  # the image and the stacks are told twice
         for segment in elf.iter_segments("PT_LOAD"):
+            left -= segment["p_filesz"]
+            if left < 0:
+                raise ValueError(f"{self.path} is damaged: it tells more than it has")
             self._load(file, segment["p_offset"], segment["p_paddr"], segment["p_filesz"])
         return told
 
@@ -280,7 +308,7 @@ class Dump(Closing):
 
     def _checked(self, told: Any) -> dict[str, Any]:
         """What the note says, if all of it is of the kind that it should be."""
-        if told["format"] != _FORMAT:
+        if not _is_number(told["format"]) or told["format"] != _FORMAT:
             raise ValueError(f"{self.path} has format {told['format']!r}; this KOS reads {_FORMAT}")
         check_memory(told["memory"])
         check_cpus(told["cpus"])
@@ -288,7 +316,10 @@ class Dump(Closing):
             told["machine"] in get_args(MachineType)
             and all(isinstance(told[name], str) for name in ("build_id", "console"))
             and isinstance(told["failure"], str | None)
-            and all(isinstance(v, int) for one in told["registers"] for v in one.values())
+            and all(_is_number(told[name]) for name in ("memory", "cpus"))
+            and isinstance(told["registers"], list)
+            and len(told["registers"]) in (0, told["cpus"])
+            and all(_is_number(v) for one in told["registers"] for v in one.values())
         )
         if not good:
             raise ValueError(f"{self.path} is damaged: its note does not make sense")

@@ -45,9 +45,11 @@ class Memory:
         Raises:
             ValueError: Not all of it is RAM.
         """
+        _check_count(count)
         offset = self.layout.offset(paddr)
         last = self.layout.offset(paddr + count - 1) if count > 1 else offset
-        if offset is None or last is None or last - offset != max(count - 1, 0):
+        is_cut = paddr < self.layout.firmware_start < paddr + count
+        if offset is None or last is None or last - offset != max(count - 1, 0) or is_cut:
             raise ValueError(f"not all of the {count} bytes at physical address {paddr:#x} are RAM")
         return self.ram[offset : offset + count]
 
@@ -72,8 +74,10 @@ class Memory:
             The physical address, and the bytes from there to the end of the page.
 
         Raises:
-            ValueError: Nothing is mapped there.
+            ValueError: Nothing is mapped there, or it is no address of the CPU's.
         """
+        if not 0 <= vaddr < 1 << 64 or (vaddr >> 47) not in (0, 0x1FFFF):
+            raise ValueError(f"nothing is mapped at {vaddr:#x}: bits 47 to 63 are all the same")
         table = self.kernel_root if root is None else root
         for shift in _SHIFTS:
             entry = self.word((table & ADDRESS) + (vaddr >> shift & 511) * 8) if table else 0
@@ -88,6 +92,7 @@ class Memory:
 
     def _pages(self, vaddr: int, count: int, root: int | None) -> Iterator[tuple[int, int]]:
         """Physical address and size of each piece; all pages of a table at once."""
+        _check_count(count)
         while count > 0:
             paddr, room = self.translate(vaddr, root)
             if room > PAGE_SIZE or count <= room:
@@ -124,3 +129,8 @@ class Memory:
             ValueError: A part of it is not mapped, or not RAM.
         """
         return b"".join(self.physical(at, size) for at, size in self._pages(vaddr, count, root))
+
+
+def _check_count(count: int) -> None:
+    if count < 0:
+        raise ValueError(f"{count} bytes: 0 or more can be read")

@@ -165,8 +165,8 @@ class View:
         Raises:
             drgn.FaultError: It is not mapped.
         """
-        data: bytes = self.program.read(address, count)
-        return data
+        # Not by drgn, which would first make room for all of it.
+        return self._virtual(address, count, 0, False)
 
     # Arrays
 
@@ -193,7 +193,8 @@ class View:
             True
         """
         element, address, length = arrays.element_of(array, count)
-        return arrays.decode(element, self.read(address, drgn.sizeof(element) * length))
+        size = arrays.dtype_of(element).itemsize
+        return arrays.decode(element, self.read(address, size * length))
 
     def pages(self, first: int = 0, count: int | None = None) -> NDArray[Any]:
         """The array of `struct page` as a numpy structure.

@@ -172,14 +172,19 @@ class Machine(Inside):
     def guest_stopped(self) -> None:
         """QEMU says that the guest shut down or reset itself."""
         if self.wire.leaving:
-            threading.Thread(target=self._reboot, name="kos-reboot", daemon=True).start()
+            boots = self.wire.boots
+            threading.Thread(
+                target=self._reboot, args=(boots,), name="kos-reboot", daemon=True
+            ).start()
             return
         reason = "triple fault: the CPU reset itself, and the kernel could not say why"
         self.wire.fail(KernelPanic(reason, text=self.console.tail()))
 
-    def _reboot(self) -> None:
+    def _reboot(self, boots: int) -> None:
         try:
-            self.reset()
+            with self._lock:
+                if self.wire.boots == boots:  # else it was reset or went back in the meantime
+                    self.reset()
         except KOSError as error:
             self.wire.fail(error)
 
@@ -306,6 +311,7 @@ class Machine(Inside):
             self.wire.interrupt()
             try:
                 self._load(snapshot)
+                self.wire.ready.set()
             except KOSError as error:
                 self.wire.fail(error)
                 raise

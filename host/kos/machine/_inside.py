@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kos._closing import Closing
 from kos.abi import Abi
-from kos.exceptions import HostError, MachineExited
+from kos.exceptions import HostError
 from kos.inspect import registers
 from kos.machine._ram import MachineType, RamLayout
 from kos.machine.console import Console
@@ -202,7 +202,8 @@ class Inside(Closing):
     def paused(self) -> Iterator[None]:
         """Keep the machine still inside a `with`: what is read there belongs to one instant.
 
-        A machine that is paused already stays so afterwards.
+        A machine that is paused already stays so afterwards. Where several threads do this, it
+        goes on when the last of them is done.
 
         Example:
             >>> import kos
@@ -211,14 +212,5 @@ class Inside(Closing):
             ...     int(vm.view["zones"][1].managed) > 0
             True
         """
-        try:
-            running = self._qemu.is_running()
-        except MachineExited:
-            running = False  # its RAM is still here, and still
-        if running:
-            self._qemu.pause()
-        try:
+        with self._qemu.still():
             yield
-        finally:
-            if running:
-                self._qemu.resume()

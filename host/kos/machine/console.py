@@ -11,7 +11,7 @@ import tty
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kos.exceptions import CallTimeout, KOSError
+from kos.exceptions import CallTimeout, HostError, KOSError
 
 if TYPE_CHECKING:
     from kos.machine._record import Pacer
@@ -44,6 +44,7 @@ class Console:
         self._command_lock = threading.Lock()
         self._booted_at = 0
         self._prompted = False
+        self._loads = 0
         self.failure: Callable[[], KOSError | None] = lambda: None
 
     def attach(self, fd: int, pacer: "Pacer | None" = None) -> None:
@@ -75,8 +76,12 @@ class Console:
             return bytes(self._raw), self._dropped, self._booted_at, self._prompted
 
     def load(self, saved: tuple[bytes, int, int, bool]) -> None:
-        """Called by the machine when it goes back to an earlier state: so does the text."""
+        """Called by the machine when it goes back to an earlier state: so does the text.
+
+        Who waits for what was to come gets an error.
+        """
         with self._changed:
+            self._loads += 1
             raw, self._dropped, self._booted_at, self._prompted = saved
             self._raw[:] = raw
             self._changed.notify_all()
@@ -151,12 +156,16 @@ class Console:
 
         Raises:
             CallTimeout: It did not come in time.
+            HostError: The machine went back to an earlier state meanwhile.
             KernelPanic, MachineExited: It can no longer come.
         """
         until = time.monotonic() + timeout
         regex = re.compile(pattern, re.MULTILINE)
         with self._changed:
+            loads = self._loads
             while True:
+                if self._loads != loads:
+                    raise HostError(f"the machine went back before the text {pattern!r} came")
                 raw = bytes(self._raw[max(0, (start or 0) - self._dropped) :])
                 text = self._clean(raw)
                 found = regex.search(text)

@@ -12,8 +12,8 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,9 @@ class Qemu(Closing):
         self._owner = os.getpid()
         self._started = False
         self._close_lock = threading.Lock()
+        self._still_lock = threading.Lock()
+        self._still = 0
+        self._goes_on = False
         self._spawn(config)
 
     def _spawn(self, config: Config) -> None:
@@ -289,6 +292,31 @@ class Qemu(Closing):
     def is_running(self) -> bool:
         """Whether the CPUs run: not paused, and not stopped by a triple fault."""
         return bool(self.execute("query-status")["running"])
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Keep the guest paused inside a `with`, until the last thread that does so is done."""
+        with self._still_lock:
+            if not self._still:
+                self._goes_on = self._stop()
+            self._still += 1
+        try:
+            yield
+        finally:
+            with self._still_lock:
+                self._still -= 1
+                if not self._still and self._goes_on:
+                    self.resume()
+
+    def _stop(self) -> bool:
+        """Pause the guest if it runs; whether it did."""
+        try:
+            running = self.is_running()
+            if running:
+                self.pause()
+        except MachineExited:
+            return False  # its RAM is still here, and still
+        return running
 
     def reset(self, *, zero_ram: bool = True) -> None:
         """Boot the guest anew in the same process, also after a triple fault.

@@ -41,15 +41,24 @@ _BATCH_ENTRIES = 64
 
 
 class FrameCarrier:
-    """Calls in frames on the wire: slow, but it needs no shared RAM."""
+    """Calls in frames on the wire: slow, but it needs no shared RAM.
 
-    broken = False
+    It is for one life of the machine, which `boots` counts: in the next, the client's id may be
+    that of another.
+    """
+
     data_bytes = 4096
 
-    def __init__(self, machine: "Machine", client: int, timeout: float) -> None:
+    def __init__(self, machine: "Machine", client: int, timeout: float, boots: int) -> None:
         self._wire = machine.wire
         self._client = client
+        self._boots = boots
         self.timeout = timeout
+
+    @property
+    def broken(self) -> bool:
+        """Whether the thread needs another carrier."""
+        return self._wire.boots != self._boots
 
     def fast(
         self, number: int, a0: int = 0, a1: int = 0, a2: int = 0, a3: int = 0, a4: int = 0
@@ -79,6 +88,7 @@ class FrameCarrier:
                 client=self._client,
                 capacity=capacity,
                 timeout=self.timeout,
+                boots=self._boots,
             )
             for number, args, data, capacity in requests
         ]
@@ -155,9 +165,11 @@ class Client(Calls, Closing):
         # not the machine, is held: a dropped machine must be able to go.
         self._release = weakref.finalize(self, self.machine.abandoned.append, self.id)
 
-    def _control(self, number: int, args: tuple[int, ...], data: bytes = b"") -> tuple[int, int]:
+    def _control(
+        self, number: int, args: tuple[int, ...], data: bytes = b"", boots: int | None = None
+    ) -> tuple[int, int]:
         status, (first, second, _) = self.machine.wire.call(
-            number, args, data, timeout=self.timeout
+            number, args, data, timeout=self.timeout, boots=boots
         )
         if status < 0:
             refuse(self.machine.wire, number, status, (first, second))
@@ -172,29 +184,32 @@ class Client(Calls, Closing):
 
     def _attach(self) -> Ring | FrameCarrier:
         """The calling thread's carrier, made at its first call."""
+        boots = self.machine.wire.boots  # first: what is open after that was open in this life
         self._check_open()
         self._close_dead()
         if self.carrier == "frames":
-            self._local.carrier = FrameCarrier(self.machine, self.id, self.timeout)
-            return self._local.carrier  # type: ignore[no-any-return]
+            return self._attach_frames(boots)
         try:
             ring = self._spare.pop()
         except IndexError:
-            return self._attach_new()
+            return self._attach_new(boots)
         self._local.hold = _ThreadRing(ring, self._spare, self._dead)
         self._local.carrier = ring
         return ring
 
-    def _attach_new(self) -> Ring | FrameCarrier:
+    def _attach_new(self, boots: int) -> Ring | FrameCarrier:
         try:
-            self._keep(self._control(_RING_OPEN, (self.id,))[0])
+            self._keep(self._control(_RING_OPEN, (self.id,), boots=boots)[0])
         except CallError as error:
             if error.errno != ENFILE:
                 raise
             # The kernel has no more rings: this thread's calls take the line.
-            self._local.carrier = FrameCarrier(self.machine, self.id, self.timeout)
-            return self._local.carrier  # type: ignore[no-any-return]
+            return self._attach_frames(boots)
         return self._attach()
+
+    def _attach_frames(self, boots: int) -> FrameCarrier:
+        self._local.carrier = carrier = FrameCarrier(self.machine, self.id, self.timeout, boots)
+        return carrier
 
     def _carrier(self) -> Ring | FrameCarrier:
         carrier: Ring | FrameCarrier | None = getattr(self._local, "carrier", None)
@@ -256,13 +271,14 @@ class Client(Calls, Closing):
 
     def _check_open(self) -> None:
         self.machine.check_owner()
+        self.machine.wire.check()
         if self._closed:
             raise HostError(f"client {self.name!r} is closed")
-        self.machine.wire.check()
 
     def forget(self) -> None:
         """The machine boots anew, or this process is a fork: the connection is gone."""
         self._closed = True
+        self.machine.clients.discard(self)
         for ring in list(self._rings):
             ring.abandon()
         self._local = threading.local()

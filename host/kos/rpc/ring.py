@@ -72,23 +72,27 @@ class Ring:
         """A call without data; its first result."""
         tail = self._tail
         slot = tail & self._mask
-        ENTRY.pack_into(
-            self._memory, self._sq[slot], number, 0, tail, a0, a1, a2, a3, a4, 0, 0, 0, 0
-        )
-        self._tail = tail = (tail + 1) & _WRAP
-        words = self._words
-        words[_SQ_TAIL] = tail
-        with self._fence:
-            pass
-        if words[_DOORBELL_WANTED]:
-            self._wire.bell()
-        rounds = _SPIN
-        while words[_CQ_TAIL] != tail:
-            rounds -= 1
-            if not rounds:
-                self._wait(tail, number)
-        _, status, first, second, _, _ = COMPLETION.unpack_from(self._memory, self._cq[slot])
-        words[_CQ_HEAD] = tail
+        try:
+            ENTRY.pack_into(
+                self._memory, self._sq[slot], number, 0, tail, a0, a1, a2, a3, a4, 0, 0, 0, 0
+            )
+            self._tail = tail = (tail + 1) & _WRAP
+            words = self._words
+            words[_SQ_TAIL] = tail
+            with self._fence:
+                pass
+            if words[_DOORBELL_WANTED]:
+                self._wire.bell()
+            rounds = _SPIN
+            while words[_CQ_TAIL] != tail:
+                rounds -= 1
+                if not rounds:
+                    self._wait(tail, number)
+            _, status, first, second, _, _ = COMPLETION.unpack_from(self._memory, self._cq[slot])
+            words[_CQ_HEAD] = tail
+        except ValueError:
+            self._fail_if_over(number)
+            raise
         if status < 0:
             refuse(self._wire, number, status, (first, second))
         return int(first)
@@ -106,6 +110,13 @@ class Ring:
 
     def many(self, requests: Sequence[Request]) -> list[tuple[int, Answer]]:
         """Several calls with one doorbell; they must fit the queue and the data area."""
+        try:
+            return self._many(requests)
+        except ValueError:
+            self._fail_if_over(requests[0][0])
+            raise
+
+    def _many(self, requests: Sequence[Request]) -> list[tuple[int, Answer]]:
         start = self._tail
         places = []
         at = 0
@@ -170,8 +181,13 @@ class Ring:
                 raise CallTimeout(name, self.timeout, console=self._wire.console_tail())
 
     def abandon(self) -> None:
-        """The ring's memory is no longer a ring: what waits for it ends when it wakes."""
+        """The ring's memory is no longer a ring: what waits for it ends when it wakes.
+
+        From here on no thread can touch that memory, wherever in a call it is.
+        """
         self.broken = self._gone = True
+        self._words.release()
+        self._memory.release()
 
     def _fail_if_over(self, number: int) -> None:
         if self._gone:

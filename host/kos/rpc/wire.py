@@ -170,18 +170,21 @@ class Wire:
         self._console.wake()
 
     def interrupt(self) -> None:
-        """What was asked before will not be answered: whoever waits gets an error."""
+        """What was asked before will not be answered: whoever waits gets an error.
+
+        So does whoever asks before `ready` is set again.
+        """
         self.failure = None
+        self.leaving = False
+        self.ready.clear()
         self.boots += 1
         self._inbox.put(None)
         self.wake()
-        self.leaving = False
 
     def restart(self) -> None:
         """The machine is about to boot anew: what was said before does not count."""
         self.interrupt()
         self.hello = None
-        self.ready.clear()
 
     @contextlib.contextmanager
     def idle(self) -> Iterator[None]:
@@ -190,7 +193,10 @@ class Wire:
             yield
 
     def replace_lines(self, console_fd: int, wire_fd: int) -> None:
-        """Listen and talk on other descriptors from now on; the old ones are not used again."""
+        """Listen and talk on other descriptors from now on; the old ones are not used again.
+
+        What was still in them, such as the news of a panic, is taken in and does not count.
+        """
         done = threading.Event()
 
         def replace() -> None:
@@ -200,12 +206,14 @@ class Wire:
                 self._poll.register(new, select.POLLIN)
             self._console_fd, self._wire_fd = console_fd, wire_fd
             self._decoder = frames.Decoder()
+            self.interrupt()
             done.set()
 
         with self._write_lock:  # nobody is in the middle of sending a frame
             self.after_output(replace)
             while not done.wait(0.1):
                 if not self._thread.is_alive():
+                    self.check()
                     raise HostError("the machine has ended")
 
     def close(self) -> None:
@@ -253,15 +261,22 @@ class Wire:
 
     def send(self, data: bytes, until: float) -> None:
         """Send bytes as they are; CallTimeout when the guest does not take them in time."""
+        boots = self.boots
         with self._write_lock:
             while data:
-                self.check()
+                self._check_life(boots, "sending on the wire")
                 try:
                     data = data[self._write(data) :]
                 except BlockingIOError:
                     self._wait_writable(until)
                 except OSError:
-                    self._wait_failure(until)
+                    self._wait_failure(boots, until)
+
+    def _check_life(self, boots: int, what: str) -> None:
+        """Raise what ended the machine, or HostError when it has begun another life since."""
+        self.check()
+        if self.boots != boots:
+            raise HostError(f"the machine was reset or went back before the end of {what}")
 
     def _write(self, data: bytes) -> int:
         return self._pacer.write(data) if self._pacer else os.write(self._wire_fd, data)
@@ -275,9 +290,9 @@ class Wire:
             return
         select.select([], [self._wire_fd], [self._pidfd], left)
 
-    def _wait_failure(self, until: float) -> None:
-        """The line is closed: the thread is about to say why."""
-        while self.failure is None and time.monotonic() < until:
+    def _wait_failure(self, boots: int, until: float) -> None:
+        """The line is closed: the thread is about to say why, unless the line was replaced."""
+        while self.failure is None and self.boots == boots and time.monotonic() < until:
             self.ready.wait(until - time.monotonic())
         self.check()
 
@@ -290,24 +305,31 @@ class Wire:
         client: int = 0,
         capacity: int = 0,
         timeout: float = 10.0,
+        boots: int | None = None,
     ) -> tuple[int, Answer]:
         """One call in a frame; returns its status and the answer. One at a time on a wire.
 
+        `boots` is the life of the machine that is meant, as `self.boots` counts them: this one
+        when left out.
+
         Raises:
             CallTimeout: There was no answer in time.
+            HostError: The machine is in another life, or went into one meanwhile.
             ProtocolError: The kernel did not understand the frame, or answered another one.
             KernelPanic, MachineExited: The machine ended meanwhile.
         """
         until = time.monotonic() + timeout
         name = self.abi_call(number)
+        boots = self.boots if boots is None else boots
         with self._call_lock:
             self._tag = tag = (self._tag + 1) & 0xFFFFFFFF
             padded = (*args, 0, 0, 0, 0, 0)[:5]
             entry = frames.ENTRY.pack(number, client, tag, *padded, 0, len(data), capacity, 0)
             while not self._inbox.empty():
                 self._inbox.get()
-            boots = self.boots
-            self.check()
+            self._check_life(boots, name)
+            if not self.ready.is_set():
+                raise HostError(f"{name} was called while the machine was reset or went back")
             # The zero byte first ends whatever a noisy line has left unfinished.
             self.send(frames.DOORBELL + frames.call_frame(entry, data), until)
             return self._answer(name, tag, until, timeout, boots)
@@ -327,9 +349,7 @@ class Wire:
             except Empty:
                 raise CallTimeout(name, timeout, console=self.console_tail()) from None
             if received is None:
-                self.check()
-                if self.boots != boots:
-                    raise HostError(f"the machine was reset before {name} had an answer")
+                self._check_life(boots, name)
                 continue
             if received.kind == frames.HELLO and asked:
                 raise ProtocolError(f"the kernel did not understand the frame of {name}")
