@@ -8,7 +8,7 @@
  * for which that holds. After each step the bitmaps, summaries, masks and counts are compared with
  * that, completely for small ranges and around the step for large ones. All seeds are fixed.
  *
- * The last test walks every reachable state of a range of 16 frames.
+ * test_buddy_walk.c goes through every state of a small range.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -420,31 +420,6 @@ static void counters(void)
     fixture_end(&f);
 }
 
-/* All sets of free frames out of 16, each reached frame by frame and then taken to pieces. */
-static void every_state_of_16_frames(void)
-{
-    for (u32 set = 0; set < 1u << 16 && !tap_faults; set++) {
-        struct fixture f;
-        fixture_init(&f, 1024, 16, 1);
-        for (u64 i = 0; i < 16; i++) { /* 5 is odd: each frame once */
-            u64 frame = (i * 5 + set) % 16;
-            if (set >> frame & 1)
-                step_add(&f, frame, frame + 1);
-        }
-        check_all(&f);
-        for (u64 i = 0; i < 16; i++)
-            step_find(&f, i);
-        u64 frame = set % 16;
-        if (step_claim(&f, frame))
-            check_all(&f);
-        if (step_take(&f, set % 6, true) != BUDDY_NONE)
-            check_all(&f);
-        give_back_all(&f);
-        check_all(&f);
-        fixture_end(&f);
-    }
-}
-
 int main(void)
 {
     tap_begin();
@@ -453,7 +428,6 @@ int main(void)
     RUN(add_at_any_place);
     RUN(add_many_largest_blocks);
     RUN(canonical_form);
-    RUN(every_state_of_16_frames);
     RUN(random_steps_on_small_ranges);
     RUN(random_steps_on_large_ranges);
     RUN(find_at_the_end_of_a_range);
