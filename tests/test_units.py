@@ -33,8 +33,10 @@ CFLAGS = [
     "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer",
     "-DKOS_HOSTED",
-    "-Ikernel",
+    "-Itests/unit/hosted/include",
     "-Itests/unit",
+    "-Ikernel",
+    "-Iarch",
 ]
 RUN_SECONDS = 300
 BUILD_SECONDS = 600

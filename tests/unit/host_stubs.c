@@ -1,8 +1,14 @@
-/* What kernel sources need when they are compiled for the host: an end for those that panic. */
+/*
+ * What kernel sources need when they are compiled for the host: an end for those that panic, and
+ * physical memory, which begins at address 0 of this process unless hosted/machine.c makes some.
+ */
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include "x86_64/paging.h"
 #include "core/panic.h"
+
+u8 *hosted_ram;
 
 _Noreturn void panic(const char *fmt, ...)
 {

@@ -1,0 +1,124 @@
+/* See machine.h: RAM, and booting on it. */
+#define _GNU_SOURCE
+#include "hosted/machine.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <signal.h>
+#include <unistd.h>
+#include "x86_64/paging.h"
+#include "x86_64/percpu.h"
+#include "x86_64/cpu.h"
+#include "core/panic.h"
+#include "mm/page.h"
+#include "mm/pcp.h"
+#include "mm/zone.h"
+
+#define ARRAY_CHUNK (2ull << 20)
+
+struct page *page_array;
+struct cpu_features cpu_features;
+u32 hosted_locks_held;
+static int ram_file;
+
+/* What the linker script says of the kernel; the three parts of its image must lie in this order. */
+__asm__(".pushsection .bss.kernel_image, \"aw\", @nobits\n"
+        ".balign 4096\n"
+        ".globl kernel_start, rodata_start, data_start, kernel_end\n"
+        "kernel_start: .skip 4096\n"
+        "rodata_start: .skip 4096\n"
+        "data_start: .skip 4096\n"
+        "kernel_end:\n"
+        ".popsection\n");
+
+static void *map_or_die(void *at, u64 bytes, int protection, int flags, int file, u64 offset)
+{
+    void *p = mmap(at, bytes, protection, flags, file, (off_t)offset);
+    KASSERT(p != MAP_FAILED, "no %lu bytes of address space", bytes);
+    return p;
+}
+
+static void ram_make(const struct machine *m)
+{
+    u64 end = m->range[m->ranges - 1].end;
+    ram_file = memfd_create("ram", 0);
+    KASSERT(ram_file >= 0 && !ftruncate(ram_file, (off_t)end), "no %lu bytes of RAM", end);
+    hosted_ram = map_or_die(NULL, end, PROT_READ | PROT_WRITE, MAP_SHARED, ram_file, 0);
+    if (m->warm)
+        memset(hosted_ram, 0x5a, end);
+}
+
+void machine_power_on(const struct machine *m)
+{
+    u64 image = (u64)_end - (u64)__executable_start;
+    cpu_features = (struct cpu_features){.nx = !m->no_nx, .pge = true};
+    cpu_count = m->cpus;
+    for_each_cpu(cpu) {
+        cpu->self = cpu;
+        cpu->id = (u32)(cpu - cpus);
+        cpu->apic_id = 2 * cpu->id + 1;
+    }
+    ram_make(m);
+    for (u32 i = 0; i < m->ranges; i++)
+        memmap_add(m->range[i].start, m->range[i].end);
+    memmap_reserve(KERNEL_LOAD, KERNEL_LOAD + image);
+    if (m->warm) { /* what memmap_mark_boot of the earlier boot has left */
+        u64 page = range_find(&memmap.free, 0x100000, PAGE_SIZE, PAGE_SIZE);
+        u64 high = range_find(&memmap.free, 0x1000000, PAGE_SIZE, PAGE_SIZE);
+        *(u64 *)phys_to_virt(high ? high : page) = 0x4b4f5320424f4f54;
+    }
+    paging_init();
+}
+
+/* One page of the array; where there is none a use of it crashes. */
+static void array_page_map(u64 offset)
+{
+    struct pt_step steps[PT_LEVELS];
+    unsigned n = paging_walk(paging_kernel_root(), VMEMMAP + offset, steps);
+    u64 e = steps[n - 1].entry;
+    if (!(e & PTE_PRESENT))
+        return;
+    u64 span = pt_span(steps[n - 1].level);
+    u64 paddr = (e & PTE_ADDRESS) + ((VMEMMAP + offset) & (span - 1));
+    u8 *at = (u8 *)page_array + offset;
+    bool writable = e & PTE_WRITE;
+    int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+    if (phys_to_virt(paddr) == hosted_ram + paddr) {
+        map_or_die(at, PAGE_SIZE, protection, MAP_SHARED | MAP_FIXED, ram_file, paddr);
+        return;
+    }
+    KASSERT(!writable, "struct pages in the kernel's image, at 0x%lx", paddr);
+    map_or_die(at, PAGE_SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+}
+
+void machine_map_page_array(void)
+{
+    u64 bytes = ALIGN_UP(page_end_pfn * sizeof(struct page), ARRAY_CHUNK);
+    page_array = map_or_die(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (u64 offset = 0; offset < bytes; offset += PAGE_SIZE)
+        array_page_map(offset);
+}
+
+void machine_boot(const struct machine *m)
+{
+    machine_power_on(m);
+    page_array_init();
+    machine_map_page_array();
+    zones_init();
+    pcp_init();
+}
+
+bool machine_run(const struct machine *m, bool (*run)(const struct machine *m))
+{
+    int status = 1;
+    fflush(stdout);
+    pid_t child = fork();
+    if (!child) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        exit(!run(m));
+    }
+    return child > 0 && waitpid(child, &status, 0) == child && !status;
+}
