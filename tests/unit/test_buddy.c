@@ -20,6 +20,9 @@ struct fixture {
     u64 *words;
     u8 *is_free; /* the model, a byte a frame */
     s8 *live;    /* order of the block taken that starts there, or -1 */
+    u32 *held;   /* the first frames of all of those, in no order, */
+    u32 *place;  /* and where in it each is */
+    u32 holds;
     u64 span, free, random;
 };
 
@@ -30,6 +33,8 @@ static void fixture_init(struct fixture *f, u64 base, u64 span, u64 seed)
     f->is_free = calloc(span + 1, 1);
     f->live = malloc(span + 1);
     memset(f->live, -1, span + 1);
+    f->held = malloc((span + 1) * sizeof(u32));
+    f->place = malloc((span + 1) * sizeof(u32));
     buddy_init(&f->b, base, span, f->words);
 }
 
@@ -38,6 +43,8 @@ static void fixture_end(struct fixture *f)
     free(f->words);
     free(f->is_free);
     free(f->live);
+    free(f->held);
+    free(f->place);
 }
 
 static bool bit(const struct buddy *b, unsigned order, unsigned level, u64 i)
@@ -47,12 +54,7 @@ static bool bit(const struct buddy *b, unsigned order, unsigned level, u64 i)
 
 static bool all_free(const struct fixture *f, u64 first, unsigned order)
 {
-    if (first + (1ull << order) > f->span)
-        return false;
-    for (u64 i = first; i < first + (1ull << order); i++)
-        if (!f->is_free[i])
-            return false;
-    return true;
+    return first + (1ull << order) <= f->span && !memchr(f->is_free + first, 0, (size_t)1 << order);
 }
 
 /* Whether the model has a free block of exactly this order there. */
@@ -127,6 +129,21 @@ static void model_set(struct fixture *f, u64 first, u64 count, bool to_free)
     f->free += to_free ? count : -count;
 }
 
+static void live_add(struct fixture *f, u64 first, unsigned order)
+{
+    f->live[first] = (s8)order;
+    f->place[first] = f->holds;
+    f->held[f->holds++] = (u32)first;
+}
+
+static void live_remove(struct fixture *f, u64 first)
+{
+    u32 last = f->held[--f->holds];
+    f->live[first] = -1;
+    f->held[f->place[first]] = last;
+    f->place[last] = f->place[first];
+}
+
 static void step_add(struct fixture *f, u64 first, u64 end)
 {
     buddy_add(&f->b, f->b.base + first, f->b.base + end);
@@ -156,14 +173,14 @@ static u64 step_take(struct fixture *f, unsigned order, bool exact)
     CHECK(first % (1ull << order) == 0 && first + (1ull << order) <= f->span, "order %u at %lu",
           order, first);
     model_set(f, first, 1ull << order, false);
-    f->live[first] = (s8)order;
+    live_add(f, first, order);
     return first;
 }
 
 static void step_give(struct fixture *f, u64 first)
 {
     unsigned order = (unsigned)f->live[first];
-    f->live[first] = -1;
+    live_remove(f, first);
     buddy_give(&f->b, f->b.base + first, order);
     model_set(f, first, 1ull << order, true);
 }
@@ -176,7 +193,7 @@ static bool step_claim(struct fixture *f, u64 frame)
     if (claimed != expected || !claimed)
         return false;
     model_set(f, frame, 1, false);
-    f->live[frame] = 0;
+    live_add(f, frame, 0);
     return true;
 }
 
@@ -194,14 +211,10 @@ static void step_find(const struct fixture *f, u64 frame)
           frame, order);
 }
 
-/* A random live block, by looking on from a random frame; BUDDY_NONE when there is none. */
+/* A random live block; BUDDY_NONE when there is none. */
 static u64 live_block(struct fixture *f)
 {
-    u64 start = random_next(&f->random) % f->span;
-    for (u64 i = 0; i < f->span; i++)
-        if (f->live[(start + i) % f->span] >= 0)
-            return (start + i) % f->span;
-    return BUDDY_NONE;
+    return f->holds ? f->held[random_next(&f->random) % f->holds] : BUDDY_NONE;
 }
 
 static u64 step_random(struct fixture *f, bool exact)
