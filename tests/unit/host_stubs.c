@@ -5,14 +5,18 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 #include "x86_64/paging.h"
 #include "core/panic.h"
 
 u8 *hosted_ram;
+int hosted_panic_status; /* when set, a panic is expected: it ends the process quietly with this */
 
 _Noreturn void panic(const char *fmt, ...)
 {
     va_list ap;
+    if (hosted_panic_status)
+        _exit(hosted_panic_status);
     va_start(ap, fmt);
     printf("Bail out! kernel panic: ");
     vprintf(fmt, ap);

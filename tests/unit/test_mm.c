@@ -5,6 +5,9 @@
 /* sources: kernel/mm/tests/mmtest.c kernel/mm/tests/test_buddy.c kernel/mm/tests/test_pool.c */
 /* sources: kernel/mm/tests/test_pcp.c kernel/mm/tests/test_pages.c kernel/mm/tests/test_owned.c */
 /* sources: kernel/mm/tests/test_aspace.c kernel/mm/tests/test_smp_stress.c */
+/* sources: tests/unit/hosted/test_locks.c tests/unit/hosted/test_zones.c */
+/* sources: tests/unit/hosted/test_magazines.c tests/unit/hosted/test_page_array.c */
+/* sources: tests/unit/hosted/test_owners.c tests/unit/hosted/test_tables.c */
 /*
  * All in-kernel tests of memory management, on machines that differ in what matters to it: how much
  * RAM, with which holes, how many CPUs.

@@ -17,12 +17,17 @@
 #include "mm/pcp.h"
 #include "mm/zone.h"
 
-#define ARRAY_CHUNK (2ull << 20)
+#define ARRAY_CHUNK  (2ull << 20)
+#define PANIC_STATUS 77 /* of a process in which a panic is what is wanted */
+
+extern int hosted_panic_status;
 
 struct page *page_array;
 struct cpu_features cpu_features;
 u32 hosted_locks_held;
 static int ram_file;
+static u64 ram_bytes;
+static int ram_sharing = MAP_SHARED;
 
 /* What the linker script says of the kernel; the three parts of its image must lie in this order. */
 __asm__(".pushsection .bss.kernel_image, \"aw\", @nobits\n"
@@ -44,6 +49,7 @@ static void *map_or_die(void *at, u64 bytes, int protection, int flags, int file
 static void ram_make(const struct machine *m)
 {
     u64 end = m->range[m->ranges - 1].end;
+    ram_bytes = end;
     ram_file = memfd_create("ram", 0);
     KASSERT(ram_file >= 0 && !ftruncate(ram_file, (off_t)end), "no %lu bytes of RAM", end);
     hosted_ram = map_or_die(NULL, end, PROT_READ | PROT_WRITE, MAP_SHARED, ram_file, 0);
@@ -87,19 +93,53 @@ static void array_page_map(u64 offset)
     bool writable = e & PTE_WRITE;
     int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
     if (phys_to_virt(paddr) == hosted_ram + paddr) {
-        map_or_die(at, PAGE_SIZE, protection, MAP_SHARED | MAP_FIXED, ram_file, paddr);
+        map_or_die(at, PAGE_SIZE, protection, ram_sharing | MAP_FIXED, ram_file, paddr);
         return;
     }
     KASSERT(!writable, "struct pages in the kernel's image, at 0x%lx", paddr);
     map_or_die(at, PAGE_SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 }
 
-void machine_map_page_array(void)
+static u64 array_bytes(void)
 {
-    u64 bytes = ALIGN_UP(page_end_pfn * sizeof(struct page), ARRAY_CHUNK);
-    page_array = map_or_die(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return ALIGN_UP(page_end_pfn * sizeof(struct page), ARRAY_CHUNK);
+}
+
+static void array_map(void)
+{
+    u64 bytes = array_bytes();
     for (u64 offset = 0; offset < bytes; offset += PAGE_SIZE)
         array_page_map(offset);
+}
+
+void machine_map_page_array(void)
+{
+    page_array = map_or_die(NULL, array_bytes(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    array_map();
+}
+
+/* From here on what this process does to RAM is its own. */
+static void ram_detach(void)
+{
+    ram_sharing = MAP_PRIVATE;
+    map_or_die(hosted_ram, ram_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, ram_file, 0);
+    array_map();
+}
+
+bool machine_panics(void (*run)(void *arg), void *arg)
+{
+    int status = 0;
+    fflush(stdout);
+    pid_t child = fork();
+    if (!child) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        ram_detach();
+        hosted_panic_status = PANIC_STATUS;
+        run(arg);
+        _exit(0);
+    }
+    return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) &&
+           WEXITSTATUS(status) == PANIC_STATUS;
 }
 
 void machine_boot(const struct machine *m)

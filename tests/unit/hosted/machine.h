@@ -33,6 +33,9 @@ void machine_map_page_array(void);
 /* Boots a machine in a process of its own and calls run there; true if that returns and exits well. */
 bool machine_run(const struct machine *m, bool (*run)(const struct machine *m));
 
+/* Whether run(arg) panics. It runs in a process with a copy of the machine, which then is gone. */
+bool machine_panics(void (*run)(void *arg), void *arg);
+
 /* Goes on as another CPU. */
 void machine_switch(u32 cpu);
 /* When set, called at each invlpg, on the CPU that executes it. */
