@@ -289,10 +289,12 @@ class Progress:
         self.lock = threading.Lock()
         self.live = sys.stderr.isatty()
 
-    def step(self, end: str) -> None:
+    def step(self, mutant: Mutant, end: str) -> None:
         with self.lock:
             self.done += 1
             self.killed += end == KILLED
+            if end == SURVIVED:
+                print(f"{chr(13) if self.live else ''}{mutant}", file=sys.stderr, flush=True)
             part = self.done * 20 // max(self.total, 1)
             text = f"{self.done} of {self.total} mutants, {self.killed} killed"
             if self.live:
@@ -359,7 +361,7 @@ def judge_all(tree: Tree, mutants: list[Mutant], jobs: int, work: Path) -> list[
             end = bench.judge(mutant)
         finally:
             benches.put(bench)
-        progress.step(end)
+        progress.step(mutant, end)
         return end
 
     with ThreadPoolExecutor(jobs) as pool:

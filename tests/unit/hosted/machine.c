@@ -18,6 +18,7 @@
 #include "mm/zone.h"
 
 #define ARRAY_CHUNK  (2ull << 20)
+#define DMA_END      (16ull << 20)
 #define PANIC_STATUS 77 /* of a process in which a panic is what is wanted */
 
 extern int hosted_panic_status;
@@ -53,8 +54,8 @@ static void ram_make(const struct machine *m)
     ram_file = memfd_create("ram", 0);
     KASSERT(ram_file >= 0 && !ftruncate(ram_file, (off_t)end), "no %lu bytes of RAM", end);
     hosted_ram = map_or_die(NULL, end, PROT_READ | PROT_WRITE, MAP_SHARED, ram_file, 0);
-    if (m->warm)
-        memset(hosted_ram, 0x5a, end);
+    if (m->warm) /* where the early allocator begins */
+        memset(hosted_ram + DMA_END, 0x5a, MIN(end - DMA_END, 8ull << 20));
 }
 
 void machine_power_on(const struct machine *m)
@@ -71,33 +72,49 @@ void machine_power_on(const struct machine *m)
     for (u32 i = 0; i < m->ranges; i++)
         memmap_add(m->range[i].start, m->range[i].end);
     memmap_reserve(KERNEL_LOAD, KERNEL_LOAD + image);
-    if (m->warm) { /* what memmap_mark_boot of the earlier boot has left */
-        u64 page = range_find(&memmap.free, 0x100000, PAGE_SIZE, PAGE_SIZE);
-        u64 high = range_find(&memmap.free, 0x1000000, PAGE_SIZE, PAGE_SIZE);
-        *(u64 *)phys_to_virt(high ? high : page) = 0x4b4f5320424f4f54;
-    }
+    if (m->warm) /* what memmap_mark_boot of the earlier boot has left */
+        *(u64 *)phys_to_virt(DMA_END) = 0x4b4f5320424f4f54;
     paging_init();
 }
 
-/* One page of the array; where there is none a use of it crashes. */
-static void array_page_map(u64 offset)
+/* What the kernel's tables say of one page of the array. */
+struct array_page {
+    bool present, in_ram;
+    int protection;
+    u64 paddr;
+};
+
+static struct array_page array_page_at(u64 offset)
 {
     struct pt_step steps[PT_LEVELS];
     unsigned n = paging_walk(paging_kernel_root(), VMEMMAP + offset, steps);
-    u64 e = steps[n - 1].entry;
-    if (!(e & PTE_PRESENT))
-        return;
-    u64 span = pt_span(steps[n - 1].level);
+    u64 e = steps[n - 1].entry, span = pt_span(steps[n - 1].level);
     u64 paddr = (e & PTE_ADDRESS) + ((VMEMMAP + offset) & (span - 1));
+    bool in_ram = phys_to_virt(paddr) == hosted_ram + paddr;
+    KASSERT(in_ram || !(e & PTE_WRITE), "struct pages in the kernel's image, at 0x%lx", paddr);
+    return (struct array_page){.present = e & PTE_PRESENT,
+                               .in_ram = in_ram,
+                               .protection = e & PTE_WRITE ? PROT_READ | PROT_WRITE : PROT_READ,
+                               .paddr = paddr};
+}
+
+/* Whether b, so many bytes behind a, can be mapped together with it. */
+static bool goes_on(struct array_page a, struct array_page b, u64 bytes)
+{
+    return a.present == b.present && a.in_ram == b.in_ram && a.protection == b.protection &&
+           (!a.in_ram || b.paddr == a.paddr + bytes);
+}
+
+/* Where there is no page a use of it crashes; what is in the kernel's image is zeros. */
+static void array_run_map(u64 offset, u64 bytes, struct array_page first)
+{
     u8 *at = (u8 *)page_array + offset;
-    bool writable = e & PTE_WRITE;
-    int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
-    if (phys_to_virt(paddr) == hosted_ram + paddr) {
-        map_or_die(at, PAGE_SIZE, protection, ram_sharing | MAP_FIXED, ram_file, paddr);
+    if (!first.present)
         return;
-    }
-    KASSERT(!writable, "struct pages in the kernel's image, at 0x%lx", paddr);
-    map_or_die(at, PAGE_SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    if (first.in_ram)
+        map_or_die(at, bytes, first.protection, ram_sharing | MAP_FIXED, ram_file, first.paddr);
+    else
+        map_or_die(at, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 }
 
 static u64 array_bytes(void)
@@ -107,9 +124,14 @@ static u64 array_bytes(void)
 
 static void array_map(void)
 {
-    u64 bytes = array_bytes();
-    for (u64 offset = 0; offset < bytes; offset += PAGE_SIZE)
-        array_page_map(offset);
+    u64 end = array_bytes(), next;
+    for (u64 offset = 0; offset < end; offset = next) {
+        struct array_page first = array_page_at(offset);
+        next = offset + PAGE_SIZE;
+        while (next < end && goes_on(first, array_page_at(next), next - offset))
+            next += PAGE_SIZE;
+        array_run_map(offset, next - offset, first);
+    }
 }
 
 void machine_map_page_array(void)
