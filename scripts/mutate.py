@@ -294,9 +294,7 @@ def _of_token(source: str, tokens: list[Token], at: int) -> Iterator[Mutation]:
             yield negated
     elif token.text in BINARY and _is_operand(before):
         yield from (to(new, "operator") for new in BINARY[token.text])
-    elif token.text in {"!", "~"} and (at + 1 < len(tokens)):
-        yield to("", "operator")
-    elif token.text == "-" and not _is_operand(before):
+    elif token.text in {"!", "~", "-"} and not _is_operand(before):
         yield to("", "operator")
 
 

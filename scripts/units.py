@@ -1,4 +1,4 @@
-"""What tests/test_units.py and scripts/mutants.py both know of units: kernel C compiled for this host.
+"""Units, kernel C compiled for this host: what tests/test_units.py and scripts/mutants.py know.
 
 A unit says in its first lines what it is made of, each line as often as it likes::
 
