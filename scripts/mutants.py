@@ -37,15 +37,16 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = "kernel/mm"
 EQUIVALENTS = "tests/unit/equivalents.txt"
 CC = os.environ.get("CC", "gcc").split()
-# Traps where the units' sanitizers would speak: ends of arrays, shifts, divisions.
-CFLAGS = [
-    *units.CFLAGS,
-    "-w",
-    "-pipe",
+CFLAGS = [*units.CFLAGS, "-w", "-pipe"]
+# First with what compiles fast, and traps for some of what sanitizers find; survivors once more as
+# tests/test_units.py compiles.
+QUICK = [
+    "-O0",
     "-fsanitize=bounds,shift,integer-divide-by-zero,unreachable",
     "-fsanitize-undefined-trap-on-error",
 ]
-QUICK, THOROUGH = "-O0", "-O2"  # to run, and to see whether a survivor differs from the original
+SANITIZED = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+THOROUGH = "-O2"  # what is the same with that behaves as the original
 OBJECT_SECONDS = 0.05  # about what compiling one takes
 LIMIT_FACTOR = 5  # a unit may take so many times as long as it takes unmutated
 LIMIT_SECONDS = 1.5  # and at least so long
@@ -132,23 +133,27 @@ def run(argv: list[str], cwd: Path, seconds: float | None = None) -> int:
 class Tree:
     """The sources and units of a tree, with all objects compiled once as they are."""
 
-    def __init__(self, root: Path, work: Path) -> None:
+    def __init__(self, root: Path, work: Path, variant: list[str]) -> None:
         self.root = root
+        self.work = work
         self.base = work / "base"
-        self.base.mkdir()
+        self.base.mkdir(parents=True)
+        self.variant = variant
         self.flags: dict[str, list[str]] = {}  # of an object, besides CFLAGS
         self.sources: dict[str, str] = {}
         self.uses: dict[str, set[str]] = {}  # the files that an object is made of
         self.units: list[Unit] = []
 
-    def build(self, jobs: int, say: Callable[[str], None]) -> None:
-        """Compile everything, and run each unit that has to do with the mutated files."""
-        self.units = [
-            self._unit(path) for path in sorted((self.root / units.FOLDER).glob("test_*.c"))
-        ]
+    def build(self, files: list[str], jobs: int, say: Callable[[str], None]) -> None:
+        """Compile and run, as they are, the units that the files are part of."""
+        found = [self._unit(path) for path in sorted((self.root / units.FOLDER).glob("test_*.c"))]
         with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(self._compile_base, self.sources))
-        self.units = [unit for unit in self.units if self._has_to_do(unit)]
+            self.uses = dict(
+                zip(self.sources, pool.map(self._find_uses, self.sources), strict=True)
+            )
+            self.units = [unit for unit in found if any(self._is_in(file, unit) for file in files)]
+            needed = {name for unit in self.units for name in unit.objects}
+            list(pool.map(self._compile_base, needed))
         for unit in self.units:
             self._time(unit)
             say(f"{unit.name}: {unit.seconds:.2f} s")
@@ -159,8 +164,10 @@ class Tree:
         def cost(unit: Unit) -> float:
             return unit.seconds + OBJECT_SECONDS * sum(file in self.uses[o] for o in unit.objects)
 
-        having = [u for u in self.units if any(file in self.uses[name] for name in u.objects)]
-        return sorted(having, key=cost)
+        return sorted((unit for unit in self.units if self._is_in(file, unit)), key=cost)
+
+    def _is_in(self, file: str, unit: Unit) -> bool:
+        return any(file in self.uses[name] for name in unit.objects)
 
     def _unit(self, path: Path) -> Unit:
         flags = [flag for flag in units.directive(path, "flags") if not flag.startswith("-O")]
@@ -175,30 +182,28 @@ class Tree:
             objects.append(name)
         return Unit(path.stem, objects)
 
-    def compile(self, name: str, shadow: Path, into: Path, level: str = "") -> bool:
+    def compile(self, name: str, shadow: Path, into: Path, *level: str) -> bool:
         """Compile an object; files in `shadow` stand for those of kernel/."""
         source = self.sources[name]
         if source.startswith("kernel/") and (shadow / source.removeprefix("kernel/")).is_file():
             source = str(shadow / source.removeprefix("kernel/"))
-        flags = [f"-I{shadow}", *CFLAGS, QUICK, *self.flags[name], *([level] if level else [])]
+        flags = [f"-I{shadow}", *CFLAGS, *self.variant, *self.flags[name], *level]
         return run([*CC, *flags, "-c", "-o", str(into), source], self.root) == 0
 
-    def _compile_base(self, name: str) -> None:
-        made = self.base / name
-        if not self.compile(name, self.base / "none", made):
-            raise Failure(f"{self.sources[name]} does not compile")
+    def _find_uses(self, name: str) -> set[str]:
         argv = [*CC, *CFLAGS, *self.flags[name], "-MM", self.sources[name]]
-        done = subprocess.run(argv, cwd=self.root, capture_output=True, text=True, check=True)
-        names = done.stdout.replace("\\\n", " ").split()[1:]
-        self.uses[name] = {os.path.normpath(one) for one in names}
+        done = subprocess.run(argv, cwd=self.root, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Failure(f"{self.sources[name]} does not compile: {done.stderr.strip()}")
+        return {os.path.normpath(one) for one in done.stdout.replace("\\\n", " ").split()[1:]}
 
-    def _has_to_do(self, unit: Unit) -> bool:
-        used = set().union(*(self.uses[name] for name in unit.objects))
-        return any(file.startswith(f"{FOLDER}/") for file in used)
+    def _compile_base(self, name: str) -> None:
+        if not self.compile(name, self.base / "none", self.base / name):
+            raise Failure(f"{self.sources[name]} does not compile")
 
     def _time(self, unit: Unit) -> None:
         program = self.base / unit.name
-        if not link([self.base / name for name in unit.objects], program):
+        if not self.link([self.base / name for name in unit.objects], program):
             raise Failure(f"{unit.name} does not link")
         start = time.monotonic()
         status = run([str(program)], self.root)
@@ -206,10 +211,9 @@ class Tree:
         if status:
             raise Failure(f"{unit.name} fails on the unmutated sources: status {status}")
 
-
-def link(objects: list[Path], program: Path) -> bool:
-    argv = [*CC, "-o", str(program), *(str(path) for path in objects)]
-    return run(argv, program.parent) == 0
+    def link(self, objects: list[Path], program: Path) -> bool:
+        argv = [*CC, *self.variant, "-o", str(program), *(str(path) for path in objects)]
+        return run(argv, program.parent) == 0
 
 
 class Bench:
@@ -261,7 +265,7 @@ class Bench:
         program = self.folder / "program"
         folders = [self.folder if changed.get(name) else self.tree.base for name in unit.objects]
         objects = [folder / name for folder, name in zip(folders, unit.objects, strict=True)]
-        if not link(objects, program):
+        if not self.tree.link(objects, program):
             return True
         limit = max(LIMIT_SECONDS, LIMIT_FACTOR * unit.seconds)
         return run([str(program)], self.folder, limit) != 0
@@ -310,12 +314,10 @@ class Progress:
         self.lock = threading.Lock()
         self.live = sys.stderr.isatty()
 
-    def step(self, mutant: Mutant, end: str) -> None:
+    def step(self, end: str) -> None:
         with self.lock:
             self.done += 1
             self.killed += end == KILLED
-            if end == SURVIVED:
-                print(f"{chr(13) if self.live else ''}{mutant}", file=sys.stderr, flush=True)
             part = self.done * 20 // max(self.total, 1)
             text = f"{self.done} of {self.total} mutants, {self.killed} killed"
             if self.live:
@@ -350,6 +352,8 @@ def test_mutants(
             raise Failure(f"{file!r} is none of the mutated files: {', '.join(known)}")
     start = time.monotonic()
     every = [mutant for file in files for mutant in mutants_of(root, file)]
+    if not every:
+        raise Failure(f"nothing to mutate in {', '.join(files)}")
     listed = [key for key in equivalents(root) if key.split(":")[0] in files]
     report = Report({file: Score() for file in files})
     report.stale += [
@@ -359,19 +363,26 @@ def test_mutants(
     if sample is not None and sample < len(every):
         picked = sorted(random.Random(seed).sample(range(len(every)), sample))
         chosen = [every[index] for index in picked]
-    tree = Tree(root, work)
-    tree.build(jobs, lambda text: print(text, file=sys.stderr, flush=True))
-    for mutant, end in zip(chosen, judge_all(tree, chosen, jobs, work), strict=True):
+    ends = judge_all(Tree(root, work / "quick", QUICK), chosen, jobs)
+    left = [index for index, end in enumerate(ends) if end == SURVIVED]
+    if left:
+        again = [chosen[index] for index in left]
+        strict = judge_all(Tree(root, work / "sanitized", SANITIZED), again, jobs)
+        for index, end in zip(left, strict, strict=True):
+            ends[index] = end
+    for mutant, end in zip(chosen, ends, strict=True):
         enter(report, mutant, end, mutant.key in listed)
     report.seconds = time.monotonic() - start
     return report
 
 
-def judge_all(tree: Tree, mutants: list[Mutant], jobs: int, work: Path) -> list[str]:
+def judge_all(tree: Tree, mutants: list[Mutant], jobs: int) -> list[str]:
     """What becomes of each mutant, in their order."""
+    files = sorted({mutant.file for mutant in mutants})
+    tree.build(files, jobs, lambda text: print(text, file=sys.stderr, flush=True))
     benches: queue.SimpleQueue[Bench] = queue.SimpleQueue()
     for index in range(jobs):
-        folder = work / f"bench{index}"
+        folder = tree.work / f"bench{index}"
         folder.mkdir()
         benches.put(Bench(tree, folder))
     progress = Progress(len(mutants))
@@ -382,7 +393,7 @@ def judge_all(tree: Tree, mutants: list[Mutant], jobs: int, work: Path) -> list[
             end = bench.judge(mutant)
         finally:
             benches.put(bench)
-        progress.step(mutant, end)
+        progress.step(end)
         return end
 
     with ThreadPoolExecutor(jobs) as pool:

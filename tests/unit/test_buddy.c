@@ -115,6 +115,7 @@ static void check_near(const struct fixture *f, u64 frame)
                   "frame %lu, buddy at order %u", frame, order);
         pages += f->b.map[order].blocks << order;
         CHECK((f->b.nonempty >> order & 1) == (f->b.map[order].blocks != 0), "order %u", order);
+        CHECK(buddy_has(&f->b, order) == (f->b.map[order].blocks != 0), "order %u", order);
     }
     CHECK(f->b.free_pages == f->free && pages == f->free, "%lu and %lu free, expected %lu",
           f->b.free_pages, pages, f->free);
@@ -177,11 +178,26 @@ static u64 step_take(struct fixture *f, unsigned order, bool exact)
     return first;
 }
 
+/* What buddy_give does: the first step says whether the block merges, and then changes nothing. */
+static void give_in_two_steps(struct fixture *f, u64 first, unsigned order)
+{
+    bool merges = order < MAX_ORDER && all_free(f, first ^ 1ull << order, order);
+    bool given = buddy_give_exact(&f->b, f->b.base + first, order);
+    CHECK(given == !merges, "order %u at %lu: given %d", order, first, given);
+    if (given)
+        return;
+    check_near(f, first);
+    buddy_give_merge(&f->b, f->b.base + first, order);
+}
+
 static void step_give(struct fixture *f, u64 first)
 {
     unsigned order = (unsigned)f->live[first];
     live_remove(f, first);
-    buddy_give(&f->b, f->b.base + first, order);
+    if (random_next(&f->random) % 2)
+        buddy_give(&f->b, f->b.base + first, order);
+    else
+        give_in_two_steps(f, first, order);
     model_set(f, first, 1ull << order, true);
 }
 
@@ -382,6 +398,30 @@ static void add_many_largest_blocks(void)
     }
 }
 
+/* Any number of them from any place on: exactly those bits. */
+static void add_runs_of_largest_blocks(void)
+{
+    u64 n = 4 * 64, span = n << MAX_ORDER;
+    for (u64 first = 0; first < 70; first++) {
+        for (u64 count = 1; count < 130 && !tap_faults; count += count < 60 || count > 66 ? 3 : 1) {
+            struct buddy b;
+            u64 *words = calloc(buddy_words(span), sizeof(u64));
+            buddy_init(&b, 2048, span, words);
+            buddy_add(&b, 2048 + (first << MAX_ORDER), 2048 + ((first + count) << MAX_ORDER));
+            for (u64 i = 0; i < n; i++)
+                CHECK(bit(&b, MAX_ORDER, 0, i) == (i >= first && i < first + count),
+                      "%lu blocks from %lu: block %lu", count, first, i);
+            for (u64 i = 0; i < n / 64; i++)
+                CHECK(bit(&b, MAX_ORDER, 1, i) == (b.map[MAX_ORDER].level[0][i] != 0),
+                      "%lu blocks from %lu: word %lu", count, first, i);
+            CHECK(b.map[MAX_ORDER].blocks == count && b.free_pages == count << MAX_ORDER &&
+                      b.nonempty == 1u << MAX_ORDER,
+                  "%lu blocks from %lu: %lu", count, first, b.map[MAX_ORDER].blocks);
+            free(words);
+        }
+    }
+}
+
 /* The same live blocks, reached in two ways, are the same bits. */
 static void canonical_form(void)
 {
@@ -412,6 +452,24 @@ static void canonical_form(void)
     }
 }
 
+/* With a block of the order it is taken as it is: nothing is split. */
+static void takes_of_an_order_that_is_there(void)
+{
+    for (unsigned order = 0; order < NR_ORDERS; order++) {
+        struct fixture f;
+        fixture_init(&f, 1024, 8192, 1);
+        step_add(&f, 0, 1024);
+        step_add(&f, 4096, 4096 + (1ull << order));
+        u64 first = order == MAX_ORDER ? 0 : 4096;
+        CHECK(step_take(&f, order, true) == first, "order %u", order);
+        u64 pfn = order == MAX_ORDER ? buddy_take_exact(&f.b, order) : f.b.base + 4096;
+        CHECK(pfn == f.b.base + 4096, "order %u: %lu", order, pfn);
+        for (unsigned o = 0; o < NR_ORDERS; o++)
+            CHECK(!f.b.splits[o], "order %u: %lu splits of %u", order, f.b.splits[o], o);
+        fixture_end(&f);
+    }
+}
+
 /* Splits and merges are counted at the order that was halved or joined. */
 static void counters(void)
 {
@@ -438,8 +496,10 @@ int main(void)
     tap_begin();
     RUN(words_and_levels);
     RUN(counters);
+    RUN(takes_of_an_order_that_is_there);
     RUN(add_at_any_place);
     RUN(add_many_largest_blocks);
+    RUN(add_runs_of_largest_blocks);
     RUN(canonical_form);
     RUN(random_steps_on_small_ranges);
     RUN(random_steps_on_large_ranges);

@@ -54,6 +54,7 @@ static void ram_make(const struct machine *m)
     ram_file = memfd_create("ram", 0);
     KASSERT(ram_file >= 0 && !ftruncate(ram_file, (off_t)end), "no %lu bytes of RAM", end);
     hosted_ram = map_or_die(NULL, end, PROT_READ | PROT_WRITE, MAP_SHARED, ram_file, 0);
+    map_or_die(hosted_ram, PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
     if (m->warm) /* where the early allocator begins */
         memset(hosted_ram + DMA_END, 0x5a, MIN(end - DMA_END, 8ull << 20));
 }

@@ -4,7 +4,7 @@
  *
  * RAM is a file in memory, mapped as a whole for phys_to_virt, and once more, page by page as the
  * kernel's tables say, as the array of struct page. So that array is there where the kernel has put
- * it, and is read-only where the kernel has made it so.
+ * it, and is read-only where the kernel has made it so. A use of frame 0 crashes.
  *
  * All CPUs run in one thread, one at a time. Each has a TLB that forgets only what it is told to, and
  * a cache of page tables that is as lazy; see cpus.c.

@@ -17,6 +17,8 @@
 
 #define OWNER MMTEST_OWNER
 #define VADDR 0x7000000000ul
+/* With another index at each level. */
+#define DIRTY_AT (VADDR + 5 * PAGE_SIZE + (7ul << 21) + (9ul << 30))
 
 static struct aspace as;
 
@@ -160,21 +162,21 @@ MM_TEST(tables, flushes)
 MM_TEST(tables, flushes_of_the_dirty_bit)
 {
     u64 pfn = begin(), fault, value = 1;
-    aspace_map(&as, VADDR, pfn);
+    aspace_map(&as, DIRTY_AT, pfn);
     tlb_activate(&as);
     machine_on_invlpg = on_dirty_invlpg;
     flushes = early = 0;
-    KTEST_CHECK(!aspace_dirty(&as, VADDR, true) && !flushes, "%lu flushes, clean", flushes);
-    KTEST_CHECK(!user_copy_out(VADDR, &value, 8, &fault), "writing");
-    u64 e = table(as.root)[pt_index(VADDR, 4)];
-    KTEST_CHECK(aspace_dirty(&as, VADDR, false) && !flushes, "%lu flushes, asked", flushes);
-    KTEST_CHECK(aspace_dirty(&as, VADDR, true) && flushes == 1, "%lu flushes, cleared", flushes);
-    KTEST_CHECK(!aspace_dirty(&as, VADDR, true) && flushes == 1, "%lu flushes, clean", flushes);
-    KTEST_CHECK(table(as.root)[pt_index(VADDR, 4)] == e, "the rest of the way is as it was");
+    KTEST_CHECK(!aspace_dirty(&as, DIRTY_AT, true) && !flushes, "%lu flushes, clean", flushes);
+    KTEST_CHECK(!user_copy_out(DIRTY_AT, &value, 8, &fault), "writing");
+    u64 e = table(as.root)[pt_index(DIRTY_AT, 4)];
+    KTEST_CHECK(aspace_dirty(&as, DIRTY_AT, false) && !flushes, "%lu flushes, asked", flushes);
+    KTEST_CHECK(aspace_dirty(&as, DIRTY_AT, true) && flushes == 1, "%lu flushes, cleared", flushes);
+    KTEST_CHECK(!aspace_dirty(&as, DIRTY_AT, true) && flushes == 1, "%lu flushes, clean", flushes);
+    KTEST_CHECK(table(as.root)[pt_index(DIRTY_AT, 4)] == e, "the rest of the way is as it was");
     KTEST_CHECK(!early, "flushed before the bit was cleared");
     machine_on_invlpg = NULL;
     check(t, 1);
-    KTEST_CHECK(!user_copy_in(&value, VADDR, 8, &fault), "still mapped");
+    KTEST_CHECK(!user_copy_in(&value, DIRTY_AT, 8, &fault), "still mapped");
     end(t, pfn);
 }
 
@@ -206,10 +208,44 @@ MM_TEST(tables, what_is_not_mapped)
     end(t, pfn);
 }
 
+static void destroy(void *arg)
+{
+    (void)arg;
+    aspace_destroy(&as);
+}
+
+/* A table's frame that says that it is something else. */
+MM_TEST(tables, that_cannot_be_freed)
+{
+    u64 pfn = begin();
+    aspace_map(&as, VADDR, pfn);
+    page_at(pfn_of(as.root))->owner = 5;
+    KTEST_CHECK(machine_panics(destroy, NULL), "a root that is not free to go");
+    page_at(pfn_of(as.root))->owner = 0;
+    end(t, pfn);
+}
+
+static void early_alloc(void *bytes)
+{
+    memmap_alloc((u64)bytes, PAGE_SIZE);
+}
+
+KTEST(tables, early_allocation_that_fails)
+{
+    KTEST_CHECK(machine_panics(early_alloc, (void *)(1ul << 40)), "more than there is");
+    KTEST_CHECK(!machine_panics(early_alloc, (void *)PAGE_SIZE), "a page");
+}
+
 static struct pool pool;
 
 static void free_of_no_pool(void *object)
 {
+    pool_free(&pool, object);
+}
+
+static void free_of_odd_page(void *object)
+{
+    page_at(pfn_of(direct_to_phys(object)))->owner = 1;
     pool_free(&pool, object);
 }
 
@@ -277,6 +313,7 @@ MM_TEST(pools, wrong_frees)
     void *object = pool_alloc(&pool);
     KTEST_CHECK(machine_panics(free_of_no_pool, page + 64), "a page of no pool");
     KTEST_CHECK(machine_panics(free_twice, object), "twice");
+    KTEST_CHECK(machine_panics(free_of_odd_page, object), "of a page that cannot be freed");
     pool_free(&pool, object);
     KTEST_CHECK(!pages_free(pfn, 0, PAGE_KERNEL, OWNER), "frame %lu", pfn);
 }
