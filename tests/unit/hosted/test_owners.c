@@ -113,6 +113,36 @@ MM_TEST(owners, arrays)
     KTEST_CHECK(!freed && pages_free_count() == free, "%lu free", pages_free_count());
 }
 
+MM_TEST(owners, arrays_of_frames)
+{
+    u64 paddrs[5];
+    u32 n = 0, freed = 0;
+    owners_init();
+    EXPECT(0, owned_alloc_array(&owner, 0, 5, paddrs, &n));
+    EXPECT(0, owned_free_array(&owner, 0, 5, paddrs, &freed));
+    KTEST_CHECK(n == 5 && freed == 5 && !owner.pages, "%u of %u freed", freed, n);
+    if (mmtest_largest_order() < MAX_ORDER)
+        return;
+    EXPECT(0, owned_alloc_array(&owner, MAX_ORDER, 1, paddrs, &n));
+    EXPECT(0, owned_free_array(&owner, MAX_ORDER, 1, paddrs, &freed));
+    KTEST_CHECK(n == 1 && freed == 1 && !owner.pages, "%u of %u freed", freed, n);
+}
+
+/* The kernel's reserve is not for clients. */
+MM_TEST(owners, leave_the_reserve)
+{
+    u64 pfn = 0, paddr;
+    u32 n = 9;
+    struct chain all = {0};
+    owners_init();
+    chain_fill(&all, 0);
+    KTEST_CHECK(pages_free_count(), "there is no reserve");
+    EXPECT(-ENOMEM, owned_alloc(&owner, 0, false, &pfn));
+    EXPECT(-ENOMEM, owned_alloc_array(&owner, 0, 1, &paddr, &n));
+    KTEST_CHECK(!owner.pages && !n, "%lu pages", owner.pages);
+    KTEST_CHECK(!chain_free(&all), "giving back");
+}
+
 MM_TEST(owners, without_memory)
 {
     u64 pfn = 0, paddrs[4], held[2];
@@ -204,13 +234,17 @@ MM_TEST(owners, flags)
         EXPECT(-EINVAL, owned_flags(&owner, pfn, 1u << bit, 0));
         EXPECT(-EINVAL, owned_flags(&owner, pfn, 0, 1u << bit));
     }
+    EXPECT(0, owned_flags(&owner, pfn, PG_LOCKED, PG_DIRTY));
+    EXPECT(0, owned_map(&owner, pfn, VADDR)); /* flags stay */
+    KTEST_CHECK(flags_of(pfn) == (PG_LOCKED | PG_MAPPED), "%u", flags_of(pfn));
     /* Only a clear of "dirty" touches the hardware's bit. */
     EXPECT(0, owned_flags(&owner, pfn, 0, PG_DIRTY | PG_LOCKED));
-    EXPECT(0, owned_map(&owner, pfn, VADDR));
     tlb_activate(&owner.aspace);
     KTEST_CHECK(!user_copy_out(VADDR, &value, 8, &fault), "writing");
     EXPECT(0, owned_flags(&owner, pfn, 0, PG_LOCKED));
     KTEST_CHECK(aspace_dirty(&owner.aspace, VADDR, false), "lost by unlocking");
+    for (int times = 0; times < 2; times++)
+        KTEST_CHECK(flags_of(pfn) == (PG_DIRTY | PG_MAPPED), "lost by asking: %u", flags_of(pfn));
     EXPECT(0, owned_flags(&owner, pfn, PG_LOCKED, 0));
     KTEST_CHECK(flags_of(pfn) == (PG_LOCKED | PG_DIRTY | PG_MAPPED), "%u", flags_of(pfn));
     EXPECT(0, owned_flags(&owner, pfn, PG_DIRTY, PG_LOCKED));
