@@ -9,7 +9,8 @@ does; each line says why::
 
     kernel/mm/FILE: a line of the source => the line mutated # reason
 
-They are run all the same. An entry that fits no mutant any more, or a killed one, is an error.
+They are run all the same. An entry that fits no mutant any more is an error, and in a run without
+--sample one that is killed, too.
 """
 
 import argparse
@@ -372,6 +373,8 @@ def test_mutants(
             ends[index] = end
     for mutant, end in zip(chosen, ends, strict=True):
         enter(report, mutant, end, mutant.key in listed)
+    if len(chosen) == len(every):
+        report.stale += [f"is killed: {key}" for key in killed_only(chosen, ends, listed)]
     report.seconds = time.monotonic() - start
     return report
 
@@ -402,14 +405,19 @@ def judge_all(tree: Tree, mutants: list[Mutant], jobs: int) -> list[str]:
 
 def enter(report: Report, mutant: Mutant, end: str, listed: bool) -> None:
     score = report.scores[mutant.file]
-    if listed and end == SURVIVED:
-        score.listed += 1
-        return
-    if listed and end == KILLED:
-        report.stale.append(f"is killed: {mutant.key}")
-    setattr(score, end, getattr(score, end) + 1)
-    if end == SURVIVED:
+    name = "listed" if listed and end == SURVIVED else end
+    setattr(score, name, getattr(score, name) + 1)
+    if name == SURVIVED:
         report.survivors.append(mutant)
+
+
+def killed_only(mutants: list[Mutant], ends: list[str], listed: list[str]) -> list[str]:
+    """The listed keys all of whose mutants are killed; a line can be there more than once."""
+    found: dict[str, set[str]] = {key: set() for key in listed}
+    for mutant, end in zip(mutants, ends, strict=True):
+        if mutant.key in found:
+            found[mutant.key].add(end)
+    return [key for key, those in found.items() if those == {KILLED}]
 
 
 def table(report: Report) -> Iterable[str]:

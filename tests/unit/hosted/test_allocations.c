@@ -42,6 +42,10 @@ MM_TEST(allocations, a_miss_drains_nothing)
                     magazine(this_cpu(), order)->count);
         KTEST_CHECK(!pages_free(pfn, order, PAGE_KERNEL, OWNER), "order %u", order);
     }
+    pcp_drain();
+    u64 block = put(other, 0), pfn = pages_alloc(5, PAGE_KERNEL, OWNER, 0);
+    KTEST_CHECK(block && pfn && pcp_blocks(0) == 1, "order 5: %lu blocks", pcp_blocks(0));
+    KTEST_CHECK(!pages_free(pfn, 5, PAGE_KERNEL, OWNER), "order 5");
 }
 
 /* All that is left lies in another magazine: it goes to the zone, and comes from there. */

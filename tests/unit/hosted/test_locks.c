@@ -67,6 +67,8 @@ MM_TEST(locks, of_magazines)
     TAKES(1, *lock, pages_free(pfn, 0, PAGE_KERNEL, OWNER));
     TAKES(1, *lock, pcp_find(1, &block, &order, &cpu));
     TAKES(0, pcp_zone->lock, pcp_pages());
+    pcp_drain();
+    TAKES(0, pcp_zone->lock, pcp_drain()); /* nothing is in them */
     for_each_cpu(c)
         for (unsigned i = 0; i < PCP_MAGAZINES; i++)
             TAKES(1, c->pcp.magazine[i].lock, pcp_drain());

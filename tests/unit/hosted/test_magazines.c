@@ -24,6 +24,11 @@ static u32 *slots(unsigned i)
 MM_TEST(magazines, limits_to_the_block)
 {
     const struct zone *z = zones[ZONE_NORMAL].managed ? &zones[ZONE_NORMAL] : &zones[ZONE_DMA];
+    for (unsigned o = 0; o < NR_ORDERS; o++)
+        KTEST_CHECK(pcp_index[o] == (o < 4    ? (int)o
+                                     : o == 9 ? 4
+                                              : -1),
+                    "order %u: %d", o, pcp_index[o]);
     KTEST_CHECK(pcp_zone == z && pcp_zone_start == z->start_pfn, "zone %s", pcp_zone->name);
     for_each_cpu(cpu) {
         for (unsigned i = 0; i < PCP_MAGAZINES; i++) {

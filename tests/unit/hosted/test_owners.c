@@ -35,8 +35,8 @@ static const struct page_links *links(u64 pfn)
 /* The list has exactly the owner's blocks, and both ways say the same. */
 static void check_list(struct ktest *t, const struct owner *o)
 {
-    u64 blocks = 0, pages = 0;
-    u32 before = 0;
+    u64 blocks = 0, pages = 0, extra_refs = 0;
+    u32 before = 0, dirty = 0, locked = 0;
     for (u32 pfn = o->first; pfn && blocks <= o->blocks; pfn = links(pfn)->next) {
         const struct page *p = page_at(pfn);
         KTEST_CHECK(p->kind == PAGE_CLIENT && p->owner == o->id, "frame %u: head 0x%lx", pfn,
@@ -46,7 +46,13 @@ static void check_list(struct ktest *t, const struct owner *o)
         before = pfn;
         blocks++;
         pages += 1ull << p->order;
+        extra_refs += p->refs - 1;
+        dirty += (p->flags & PG_DIRTY) != 0;
+        locked += (p->flags & PG_LOCKED) != 0;
     }
+    KTEST_CHECK(extra_refs == o->extra_refs && dirty == o->dirty && locked == o->locked,
+                "%lu more references, %u dirty, %u locked, not %lu, %u, %u", o->extra_refs,
+                o->dirty, o->locked, extra_refs, dirty, locked);
     KTEST_CHECK(blocks == o->blocks && pages == o->pages, "%lu blocks, %lu pages in the list",
                 blocks, pages);
 }
@@ -179,13 +185,24 @@ MM_TEST(owners, claims_count)
     EXPECT(0, owned_claim(&owner, pfn));
     EXPECT(0, owned_claim(&owner, pfn));
     KTEST_CHECK(page_at(pfn)->refs == 3 && owner.pages == 1, "%u", page_at(pfn)->refs);
+    check_list(t, &owner);
     EXPECT(0, owned_put(&owner, pfn, &refs));
+    check_list(t, &owner);
     KTEST_CHECK(refs == 2 && page_at(pfn)->refs == 2, "%u", refs);
     EXPECT(0, owned_get(&owner, pfn, &refs));
     KTEST_CHECK(refs == 3 && page_at(pfn)->refs == 3, "%u", refs);
+    EXPECT(0, owned_flags(&owner, pfn, PG_DIRTY | PG_LOCKED, 0));
+    check_list(t, &owner);
     EXPECT(-EBUSY, owned_free(&owner, pfn, 0));
     KTEST_CHECK(owned_release_all(&owner) == 1 && !page_at(pfn)->head, "released");
-    page_at(pfn)->refs = 0;
+    check_list(t, &owner);
+    EXPECT(0, owned_alloc(&owner, 0, false, &pfn));
+    EXPECT(0, owned_alloc(&owner, 0, false, &pfn));
+    EXPECT(0, owned_flags(&owner, pfn, PG_DIRTY, 0));
+    EXPECT(0, owned_free(&owner, pfn, 0));
+    check_list(t, &owner);
+    KTEST_CHECK(!page_at(pfn)->descriptor, "%p is left in a free page", page_at(pfn)->descriptor);
+    owned_release_all(&owner);
 }
 
 /* A put that is not the last leaves a locked or mapped frame as it is. */
@@ -225,8 +242,9 @@ MM_TEST(owners, flags)
     for (u32 set = 0; set < 4; set++)
         for (u32 clear = 0; clear < 4; clear++)
             for (u32 was = 0; was < 4; was++) {
-                page_at(pfn)->flags = (u8)was;
+                EXPECT(0, owned_flags(&owner, pfn, was, PG_DIRTY | PG_LOCKED));
                 EXPECT(0, owned_flags(&owner, pfn, set, clear));
+                check_list(t, &owner);
                 KTEST_CHECK(page_at(pfn)->flags == ((was & ~clear) | set), "%u, %u, %u: %u", was,
                             set, clear, page_at(pfn)->flags);
             }
@@ -254,6 +272,13 @@ MM_TEST(owners, flags)
     EXPECT(0, owned_flags(&owner, pfn, PG_DIRTY, 0));
     EXPECT(0, owned_unmap(&owner, pfn));
     KTEST_CHECK(flags_of(pfn) == PG_DIRTY, "%u", flags_of(pfn));
+    check_list(t, &owner);
+    EXPECT(0, owned_flags(&owner, pfn, 0, PG_DIRTY));
+    EXPECT(0, owned_map(&owner, pfn, VADDR));
+    tlb_activate(&owner.aspace);
+    KTEST_CHECK(!user_copy_out(VADDR, &value, 8, &fault), "writing");
+    EXPECT(0, owned_unmap(&owner, pfn));
+    check_list(t, &owner);
     KTEST_CHECK(owned_release_all(&owner) == 1, "released");
 }
 

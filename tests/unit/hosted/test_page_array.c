@@ -66,6 +66,13 @@ KTEST(page_array, backed_where_there_is_ram)
     }
 }
 
+/* What no frame needs is not mapped. */
+KTEST(page_array, ends_with_ram)
+{
+    u64 paddr, span, end = (last_mib() + 511) / 512 * 512;
+    KTEST_CHECK(!(array_entry(end, &paddr, &span) & PTE_PRESENT), "MiB %lu", end);
+}
+
 /* No two MiB share memory, unless it is the zeros. */
 KTEST(page_array, each_page_once)
 {

@@ -111,6 +111,7 @@ static void give_back(struct chain *c, struct zone *z)
         u64 next = p->links.next;
         zone_give_one(z, c->first, p->order);
         p->head = 0;
+        p->links = (struct page_links){0};
         c->first = next;
     }
 }
