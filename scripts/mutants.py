@@ -489,6 +489,9 @@ def main(argv: list[str]) -> int:
     except (Failure, OSError, subprocess.CalledProcessError) as failure:
         print(f"mutants: {failure}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nmutants: interrupted", file=sys.stderr)
+        return 2
     show(report)
     if options.json:
         options.json.write_text(as_json(report) + "\n")
