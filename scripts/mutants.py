@@ -171,9 +171,9 @@ class Tree:
         return any(file in self.uses[name] for name in unit.objects)
 
     def _unit(self, path: Path) -> Unit:
-        flags = [flag for flag in units.directive(path, "flags") if not flag.startswith("-O")]
-        level = [flag for flag in units.directive(path, "flags") if flag.startswith("-O")]
-        objects = []
+        every, objects = units.directive(path, "flags"), []
+        flags = [flag for flag in every if not flag.startswith("-O")]
+        level = [flag for flag in every if flag.startswith("-O")]
         own = str(path.relative_to(self.root))
         for source in (own, *units.directive(path, "sources")):
             optimize = level if source == own else []
@@ -245,11 +245,8 @@ class Bench:
                     changed[name] = not self._same(name)
             if any(changed.get(name) for name in unit.objects) and self._kills(unit, changed):
                 return KILLED
-        return (
-            SURVIVED
-            if any(self._differs(name) for name in changed if changed[name])
-            else EQUIVALENT
-        )
+        differ = any(self._differs(name) for name in changed if changed[name])
+        return SURVIVED if differ else EQUIVALENT
 
     def _differs(self, name: str) -> bool:
         """Whether it still does when the compiler does its best."""
