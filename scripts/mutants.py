@@ -49,8 +49,8 @@ QUICK = [
 SANITIZED = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 THOROUGH = "-O2"  # what is the same with that behaves as the original
 OBJECT_SECONDS = 0.05  # about what compiling one takes
-LIMIT_FACTOR = 5  # a unit may take so many times as long as it takes unmutated
-LIMIT_SECONDS = 1.5  # and at least so long
+LIMIT_FACTOR = 5  # a unit may take so many times the CPU's time that it takes unmutated
+WALL_SECONDS = 120  # and must end by then, in case it waits
 KILLED, SURVIVED, EQUIVALENT, UNCOMPILED = "killed", "survived", "equivalent", "uncompiled"
 
 
@@ -74,7 +74,7 @@ class Mutant:
 
 @dataclass
 class Unit:
-    """A test program: its objects, and how long it runs on unmutated sources."""
+    """A test program: its objects, and the CPU's time that it takes on unmutated sources."""
 
     name: str
     objects: list[str]
@@ -118,14 +118,16 @@ class Failure(Exception):
 
 
 def run(argv: list[str], cwd: Path, seconds: float | None = None) -> int:
-    """Run a command without output; its status, or -1 when it took too long and was ended."""
+    """Run a command without output, each of its processes for so long; its status."""
     quiet = subprocess.DEVNULL
     env = {**os.environ, "TAP_STOP": "1"}
+    if seconds is not None:  # of the CPU's time: what else runs on this machine does not count
+        argv = ["sh", "-c", f'ulimit -t {int(seconds) + 1}; exec "$@"', "sh", *argv]
     with subprocess.Popen(
         argv, cwd=cwd, stdin=quiet, stdout=quiet, stderr=quiet, env=env, start_new_session=True
     ) as process:
         try:
-            return process.wait(seconds)
+            return process.wait(None if seconds is None else WALL_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             return -1
@@ -206,9 +208,10 @@ class Tree:
         program = self.base / unit.name
         if not self.link([self.base / name for name in unit.objects], program):
             raise Failure(f"{unit.name} does not link")
-        start = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         status = run([str(program)], self.root)
-        unit.seconds = time.monotonic() - start
+        now = resource.getrusage(resource.RUSAGE_CHILDREN)
+        unit.seconds = now.ru_utime + now.ru_stime - before.ru_utime - before.ru_stime
         if status:
             raise Failure(f"{unit.name} fails on the unmutated sources: status {status}")
 
@@ -265,8 +268,7 @@ class Bench:
         objects = [folder / name for folder, name in zip(folders, unit.objects, strict=True)]
         if not self.tree.link(objects, program):
             return True
-        limit = max(LIMIT_SECONDS, LIMIT_FACTOR * unit.seconds)
-        return run([str(program)], self.folder, limit) != 0
+        return run([str(program)], self.folder, LIMIT_FACTOR * unit.seconds) != 0
 
 
 def mutants_of(root: Path, file: str) -> list[Mutant]:
@@ -456,8 +458,7 @@ def show(report: Report) -> None:
         print(mutant)
     for text in report.stale:
         print(f"{EQUIVALENTS}: {text}")
-    print("\n".join(table(report)))
-    print(f"{report.seconds:.0f} s")
+    print("\n".join(table(report)), f"{report.seconds:.0f} s", sep="\n")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
