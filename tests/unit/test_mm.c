@@ -75,8 +75,8 @@ static const struct machine machines[] = {
     {"16 MiB, 1 CPU", .cpus = 1, .ranges = 2, .range = {LOW, MIB(1, 16)}},
     {"RAM with holes, 4 CPUs, no NX", .cpus = 4, .no_nx = true, .warm = true, .ranges = 4,
      .range = {LOW, MIB(1, 40), MIB(45, 50), {0x6080000, 0x7012000}}},
-    {"2 GiB with a hole, 8 CPUs", .cpus = 8, .ranges = 3,
-     .range = {LOW, MIB(1, 1100), MIB(1537, 2560)}},
+    {"1.6 GiB with a hole, 8 CPUs", .cpus = 8, .ranges = 3,
+     .range = {LOW, MIB(1, 1100), MIB(2049, 2560)}},
 };
 
 int main(void)
