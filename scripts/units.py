@@ -14,6 +14,8 @@ FOLDER = "tests/unit"
 CFLAGS = [
     "-std=gnu17",
     "-DKOS_HOSTED",
+    "-fms-extensions",  # as scripts/kernel.mk; clang would warn of what it allows
+    "-Wno-microsoft-anon-tag",
     "-Itests/unit/hosted/include",
     "-Itests/unit",
     "-Ikernel",

@@ -8,7 +8,7 @@
 /* sources: tests/unit/hosted/test_locks.c tests/unit/hosted/test_zones.c */
 /* sources: tests/unit/hosted/test_magazines.c tests/unit/hosted/test_page_array.c */
 /* sources: tests/unit/hosted/test_owners.c tests/unit/hosted/test_tables.c */
-/* sources: tests/unit/hosted/test_allocations.c */
+/* sources: tests/unit/hosted/test_allocations.c kernel/mm/tests/test_memmap.c */
 /*
  * All in-kernel tests of memory management, on machines that differ in what matters to it: how much
  * RAM, with which holes, how many CPUs.

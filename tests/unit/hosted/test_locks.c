@@ -35,9 +35,9 @@ static void check_zone(struct ktest *t, struct zone *z)
     TAKES(1, z->lock, zone_give_one(z, pfn, 0));
     TAKES(1, z->lock, zone_claim(pfn));
     TAKES(1, z->lock, zone_give_one(z, pfn, 0));
-    TAKES(1, z->lock, zone_take(z, 0, 2, true, pfns));
-    TAKES(1, z->lock, zone_give(z, 0, 2, pfns));
-    TAKES(1, z->lock, zone_take(z, 0, 0, true, pfns));
+    u32 n = 0;
+    TAKES(1, z->lock, n = zone_take(z, 0, 2, pfns));
+    TAKES(1, z->lock, zone_give(z, 0, n, pfns));
     u64 quick = z->watermark_quick; /* as if memory were short */
     z->watermark_quick = UINT64_MAX;
     TAKES(1, z->lock, pfn = zone_take_one(z, 0, true));
@@ -54,12 +54,19 @@ MM_TEST(locks, of_zones)
 MM_TEST(locks, of_magazines)
 {
     struct pcp *pcp = &this_cpu()->pcp;
-    struct spinlock *lock = &pcp->magazine[0].lock;
+    struct magazine *m = &pcp->magazine[0];
+    struct spinlock *lock = &m->lock;
     u64 block, pfn = 0;
     u32 order, cpu;
     pcp_drain();
-    TAKES(1, *lock, pfn = pcp_refill(pcp, 0, false));
-    TAKES(1, *lock, pcp_spill(pcp, 0, pfn));
+    TAKES(1, *lock, (spin_lock(lock), pfn = pcp_refill(m, pcp->slot, 0)));
+    zone_give_one(pcp_zone, pfn, 0);
+    u8 limit = m->limit; /* as if the zone were too small for magazines */
+    pcp_drain();
+    m->limit = 0;
+    pfn = zone_take_one(pcp_zone, 0, false);
+    TAKES(1, *lock, (spin_lock(lock), pcp_spill(pcp, 0, pfn), 0));
+    m->limit = limit;
     pcp_drain();
     pfn = pages_alloc(0, PAGE_KERNEL, OWNER, 0);
     TAKES(1, *lock, pages_free(pfn, 0, PAGE_KERNEL, OWNER));

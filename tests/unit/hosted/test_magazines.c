@@ -36,36 +36,33 @@ MM_TEST(magazines, limits_to_the_block)
             limit = limit > slots_of[i] ? slots_of[i] : limit;
             limit = limit < 2 ? 0 : limit;
             const struct magazine *m = &cpu->pcp.magazine[i];
-            KTEST_CHECK(m->limit == limit && m->batch == limit / 2, "CPU %u, %u: %u, not %lu",
-                        cpu->id, i, m->limit, limit);
+            KTEST_CHECK(m->limit == limit && m->batch == (limit < 8 ? 1 : limit / 4),
+                        "CPU %u, %u: %u, not %lu", cpu->id, i, m->limit, limit);
         }
     }
 }
 
 /* A refill takes a batch, gives out its lowest and has the next one on top. */
-static void check_refill(struct ktest *t, unsigned i, u8 limit, u32 blocks)
+static void check_refill(struct ktest *t, unsigned i, u8 limit, u8 batch)
 {
     struct magazine *m = magazine(i), was = *m;
     unsigned order = pcp_order[i];
     pcp_drain();
     m->limit = limit;
-    m->batch = limit / 2;
-    u32 n = zone_take(pcp_zone, order, blocks, false, expected);
-    zone_give(pcp_zone, order, n, expected);
+    m->batch = batch;
+    u32 n = zone_take(pcp_zone, order, batch, expected);
+    KTEST_CHECK(n <= batch, "%u blocks, not %u", n, batch);
+    if (n)
+        zone_give(pcp_zone, order, n, expected);
     u64 taken = pcp_zone->taken[order];
-    u64 pfn = pcp_refill(&this_cpu()->pcp, order, false);
-    KTEST_CHECK(pfn == (n ? expected[0] : 0), "%u of order %u: %lu", limit, order, pfn);
+    spin_lock(&m->lock);
+    u64 pfn = pcp_refill(m, slots(i), order);
+    KTEST_CHECK(pfn == (n ? expected[n - 1] : 0), "%u of order %u: %lu", limit, order, pfn);
     KTEST_CHECK(pcp_zone->taken[order] - taken == n, "%u of order %u: %lu taken", limit, order,
                 pcp_zone->taken[order] - taken);
     KTEST_CHECK(m->count == (n ? n - 1 : 0), "%u of order %u: %u kept", limit, order, m->count);
-    for (u32 k = 1; k < n; k++)
-        KTEST_CHECK(slots(i)[m->count - k] == expected[k], "%u of order %u: slot %u", limit, order,
-                    k);
-    if (m->count) { /* as if another CPU had filled it since the look */
-        u64 second = pcp_refill(&this_cpu()->pcp, order, false);
-        KTEST_CHECK(second == expected[1] && m->count == n - 2, "%lu", second);
-        zone_give_one(pcp_zone, second, order);
-    }
+    for (u32 k = 0; k < m->count; k++)
+        KTEST_CHECK(slots(i)[k] == expected[k], "%u of order %u: slot %u", limit, order, k);
     if (pfn)
         zone_give_one(pcp_zone, pfn, order);
     pcp_drain();
@@ -79,53 +76,82 @@ MM_TEST(magazines, refills)
         check_refill(t, i, 0, 1);
         check_refill(t, i, 2, 1);
         check_refill(t, i, 4, 2);
-        if (i < 4) {
-            check_refill(t, i, 6, 3);
+        if (i < 4)
             check_refill(t, i, 8, 4);
-        }
     }
 }
 
-/* A full magazine gives its oldest half back, in which the next block is not. */
-MM_TEST(magazines, spill_of_the_oldest)
+#define LIMIT 8
+#define BATCH 6 /* a quarter of it, rounded up, goes from a full magazine */
+#define SMALL 2
+
+/* Blocks up to the limit, and one more, which spills; the next block's index. */
+static u32 fill_and_spill(struct magazine *m, const u32 *held, u32 next)
 {
-    u32 held[9];
+    while (m->count < LIMIT)
+        slots(0)[m->count++] = held[next++];
+    spin_lock(&m->lock);
+    pcp_spill(&this_cpu()->pcp, 0, held[next]);
+    return next + 1;
+}
+
+static void check_spills(struct ktest *t, struct magazine *m, const u32 *held)
+{
+    u32 next = 0;
+    for (u32 spill = 0; spill < PCP_BURST + 4; spill++) {
+        /* The first of all has nothing to go on from; then they count, and then they are a burst. */
+        u32 size = spill < PCP_BURST ? SMALL : BATCH, stay = LIMIT - size;
+        u64 given = pcp_zone->given[0];
+        u32 bottom = slots(0)[0];
+        next = fill_and_spill(m, held, next);
+        KTEST_CHECK(m->count == stay + 1 && pcp_zone->given[0] == given + size,
+                    "spill %u: %u kept, %lu given", spill, m->count, pcp_zone->given[0] - given);
+        KTEST_CHECK(slots(0)[stay] == held[next - 1], "spill %u: %u on top", spill, slots(0)[stay]);
+        KTEST_CHECK(!spill || slots(0)[0] == bottom, "spill %u: the bottom has moved", spill);
+        KTEST_CHECK(page_find(held[next - 2]).place == PLACE_FREE, "spill %u: what was on top",
+                    spill);
+    }
+    m->count--; /* with something taken in between, it is no burst any more */
+    zone_give_one(pcp_zone, slots(0)[m->count], 0);
+    u64 given = pcp_zone->given[0];
+    fill_and_spill(m, held, next);
+    KTEST_CHECK(m->count == LIMIT - SMALL + 1 && pcp_zone->given[0] == given + SMALL,
+                "after the burst: %u kept", m->count);
+}
+
+MM_TEST(magazines, spills)
+{
     struct magazine *m = magazine(0), was = *m;
     pcp_drain();
-    if (was.limit < 2 || zone_take(pcp_zone, 0, 9, false, held) != 9)
-        return;
-    m->limit = 7;
-    m->batch = 3;
-    for (u32 i = 0; i < 7; i++) {
-        pcp_spill(&this_cpu()->pcp, 0, held[i]);
-        KTEST_CHECK(m->count == i + 1 && slots(0)[i] == held[i], "block %u: %u", i, m->count);
-    }
-    u64 given = pcp_zone->given[0];
-    pcp_spill(&this_cpu()->pcp, 0, held[7]);
-    KTEST_CHECK(m->count == 5 && pcp_zone->given[0] == given + 3, "%u kept", m->count);
-    for (u32 i = 0; i < 5; i++)
-        KTEST_CHECK(slots(0)[i] == held[i + 3], "slot %u: %u", i, slots(0)[i]);
-    pcp_spill(&this_cpu()->pcp, 0, held[8]);
-    KTEST_CHECK(m->count == 6 && slots(0)[5] == held[8], "%u kept", m->count);
-    for (u32 i = 0; i < 9; i++) {
-        enum page_place place = page_find(held[i]).place;
-        KTEST_CHECK(place == (i < 3 ? PLACE_FREE : PLACE_MAGAZINE), "block %u: place %u", i, place);
-    }
+    u32 n = 0, spare;
+    while (n < ARRAY_SIZE(expected) && zone_take(pcp_zone, 0, 1, &expected[n]))
+        n++;
+    m->limit = LIMIT;
+    m->batch = BATCH;
+    this_cpu()->pcp.spills[0] = 0;
+    this_cpu()->pcp.last[0] = 0;
+    KTEST_CHECK(n == ARRAY_SIZE(expected), "%u blocks", n);
+    check_spills(t, m, expected);
     pcp_drain();
-    m->limit = m->batch = 0; /* too small a zone: straight through */
-    zone_take(pcp_zone, 0, 1, false, held);
-    given = pcp_zone->given[0];
-    pcp_spill(&this_cpu()->pcp, 0, held[0]);
-    KTEST_CHECK(!m->count && pcp_zone->given[0] == given + 1, "%u kept", m->count);
+    m->limit = 0; /* too small a zone: straight through */
+    if (zone_take(pcp_zone, 0, 1, &spare)) {
+        u64 given = pcp_zone->given[0];
+        spin_lock(&m->lock);
+        pcp_spill(&this_cpu()->pcp, 0, spare);
+        KTEST_CHECK(!m->count && pcp_zone->given[0] == given + 1, "%u kept", m->count);
+    }
     m->limit = was.limit;
     m->batch = was.batch;
+    for (u32 i = 0; i < n; i++) /* what has not been spilt */
+        if (page_find(expected[i]).place == PLACE_RESERVED)
+            zone_give_one(pcp_zone, expected[i], 0);
 }
 
 /* Puts one block into a magazine of a CPU; false when there is none. */
 static bool put(struct cpu *cpu, unsigned i, u32 *block)
 {
     struct magazine *m = &cpu->pcp.magazine[i];
-    if (!zone_take(pcp_zone, pcp_order[i], 1, false, block))
+    if (!zone_take(pcp_zone, pcp_order[i], 1, block))
         return false;
     cpu->pcp.slot[pcp_first[i] + m->count++] = *block;
     return true;
