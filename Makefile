@@ -68,6 +68,10 @@ test: build ## run the whole test suite
 unit: setup ## run the tests that need no machine: kernel C compiled for this host
 	$(Q)$(PYTEST) -n auto tests/test_units.py
 
+.PHONY: mutants
+mutants: setup ## mutate kernel/mm, and see whether the tests that need no machine notice
+	$(Q)$(PYTHON) scripts/mutants.py $(MUTANTS_ARGS)
+
 .PHONY: lint
 lint: setup ## check format, style and types
 	$(Q)$(VENV)/bin/ruff check

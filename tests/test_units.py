@@ -1,13 +1,9 @@
 """Kernel C on this host: each `tests/unit/test_*.c` is compiled with sanitizers and run.
 
-A unit says in its first lines what it is made of, each line as often as it likes::
-
-    /* sources: kernel/lib/crc32.c tests/unit/host_stubs.c */
-    /* flags: -DNAME=value */
-
-It prints TAP and ends with status 0 if all its tests are good. One pytest test stands for one unit
-and shows every line of its output that is no "ok". Beside them: the whole kernel compiles from
-scratch, without a warning, with each compiler.
+A unit says in its first lines what it is made of (scripts/units.py). It prints TAP and ends with
+status 0 if all its tests are good. One pytest test stands for one unit and shows every line of its
+output that is no "ok". Beside them: the whole kernel compiles from scratch, without a warning, with
+each compiler.
 """
 
 import os
@@ -19,11 +15,14 @@ from pathlib import Path
 
 import pytest
 
+import units
+from units import directive
+
 ROOT = Path(__file__).resolve().parent.parent
-UNITS = sorted((ROOT / "tests" / "unit").glob("test_*.c"))
+UNITS = sorted((ROOT / units.FOLDER).glob("test_*.c"))
 CC = os.environ.get("CC", "gcc").split()
 CFLAGS = [
-    "-std=gnu17",
+    *units.CFLAGS,
     "-g",
     "-O1",
     "-Wall",
@@ -32,18 +31,9 @@ CFLAGS = [
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer",
-    "-DKOS_HOSTED",
-    "-Ikernel",
-    "-Itests/unit",
 ]
 RUN_SECONDS = 300
 BUILD_SECONDS = 600
-
-
-def directive(unit: Path, name: str) -> list[str]:
-    """The words of all lines `/* name: words */` at a unit's top."""
-    lines = re.findall(rf"^/\* {name}: (.*?) \*/$", unit.read_text(), re.MULTILINE)
-    return [word for line in lines for word in line.split()]
 
 
 def compile_unit(unit: Path, program: Path) -> None:

@@ -3,14 +3,8 @@
  * sleeps. SPIN_GUARD releases at the end of the enclosing scope.
  */
 #pragma once
-#include "lib/types.h"
-#ifdef KOS_HOSTED
-static inline void cpu_relax(void)
-{
-}
-#else
 #include "x86_64/cpu.h"
-#endif
+#include "lib/types.h"
 
 struct spinlock {
     u8 locked;

@@ -1,12 +1,8 @@
 /* See memmap.h. */
 #include "mm/memmap.h"
+#include "x86_64/paging.h"
 #include "core/panic.h"
 #include "lib/string.h"
-#ifdef KOS_HOSTED
-#define phys_to_virt(paddr) ((void *)(paddr))
-#else
-#include "x86_64/paging.h"
-#endif
 
 #define LOW_END   0x100000
 #define DMA_END   0x1000000

@@ -1,12 +1,14 @@
 /*
  * Output of a hosted test: TAP on stdout. TAP_OK prints one line for one condition; CHECK notes the
- * first few failures of the running test, which tap_end then sums up in one line.
+ * first few failures of the running test, which tap_end then sums up in one line. With TAP_STOP in the
+ * environment the first failure ends the program: who asks only whether one fails learns it soonest.
  */
 #pragma once
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 static unsigned tap_count, tap_failed, tap_faults;
 
@@ -27,6 +29,8 @@ tap_fault(const char *file, int line, const char *condition, const char *fmt, ..
     vprintf(fmt, ap);
     printf("\n");
     va_end(ap);
+    if (getenv("TAP_STOP"))
+        exit(1);
 }
 
 #define CHECK(condition, ...)                                                                      \

@@ -8,7 +8,7 @@
  * for which that holds. After each step the bitmaps, summaries, masks and counts are compared with
  * that, completely for small ranges and around the step for large ones. All seeds are fixed.
  *
- * The last test walks every reachable state of a range of 16 frames.
+ * test_buddy_walk.c goes through every state of a small range.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +20,9 @@ struct fixture {
     u64 *words;
     u8 *is_free; /* the model, a byte a frame */
     s8 *live;    /* order of the block taken that starts there, or -1 */
+    u32 *held;   /* the first frames of all of those, in no order, */
+    u32 *place;  /* and where in it each is */
+    u32 holds;
     u64 span, free, random;
 };
 
@@ -30,6 +33,8 @@ static void fixture_init(struct fixture *f, u64 base, u64 span, u64 seed)
     f->is_free = calloc(span + 1, 1);
     f->live = malloc(span + 1);
     memset(f->live, -1, span + 1);
+    f->held = malloc((span + 1) * sizeof(u32));
+    f->place = malloc((span + 1) * sizeof(u32));
     buddy_init(&f->b, base, span, f->words);
 }
 
@@ -38,6 +43,8 @@ static void fixture_end(struct fixture *f)
     free(f->words);
     free(f->is_free);
     free(f->live);
+    free(f->held);
+    free(f->place);
 }
 
 static bool bit(const struct buddy *b, unsigned order, unsigned level, u64 i)
@@ -47,12 +54,7 @@ static bool bit(const struct buddy *b, unsigned order, unsigned level, u64 i)
 
 static bool all_free(const struct fixture *f, u64 first, unsigned order)
 {
-    if (first + (1ull << order) > f->span)
-        return false;
-    for (u64 i = first; i < first + (1ull << order); i++)
-        if (!f->is_free[i])
-            return false;
-    return true;
+    return first + (1ull << order) <= f->span && !memchr(f->is_free + first, 0, (size_t)1 << order);
 }
 
 /* Whether the model has a free block of exactly this order there. */
@@ -113,6 +115,7 @@ static void check_near(const struct fixture *f, u64 frame)
                   "frame %lu, buddy at order %u", frame, order);
         pages += f->b.map[order].blocks << order;
         CHECK((f->b.nonempty >> order & 1) == (f->b.map[order].blocks != 0), "order %u", order);
+        CHECK(buddy_has(&f->b, order) == (f->b.map[order].blocks != 0), "order %u", order);
     }
     CHECK(f->b.free_pages == f->free && pages == f->free, "%lu and %lu free, expected %lu",
           f->b.free_pages, pages, f->free);
@@ -125,6 +128,21 @@ static void model_set(struct fixture *f, u64 first, u64 count, bool to_free)
         f->is_free[i] = to_free;
     }
     f->free += to_free ? count : -count;
+}
+
+static void live_add(struct fixture *f, u64 first, unsigned order)
+{
+    f->live[first] = (s8)order;
+    f->place[first] = f->holds;
+    f->held[f->holds++] = (u32)first;
+}
+
+static void live_remove(struct fixture *f, u64 first)
+{
+    u32 last = f->held[--f->holds];
+    f->live[first] = -1;
+    f->held[f->place[first]] = last;
+    f->place[last] = f->place[first];
 }
 
 static void step_add(struct fixture *f, u64 first, u64 end)
@@ -156,15 +174,30 @@ static u64 step_take(struct fixture *f, unsigned order, bool exact)
     CHECK(first % (1ull << order) == 0 && first + (1ull << order) <= f->span, "order %u at %lu",
           order, first);
     model_set(f, first, 1ull << order, false);
-    f->live[first] = (s8)order;
+    live_add(f, first, order);
     return first;
+}
+
+/* What buddy_give does: the first step says whether the block merges, and then changes nothing. */
+static void give_in_two_steps(struct fixture *f, u64 first, unsigned order)
+{
+    bool merges = order < MAX_ORDER && all_free(f, first ^ 1ull << order, order);
+    bool given = buddy_give_exact(&f->b, f->b.base + first, order);
+    CHECK(given == !merges, "order %u at %lu: given %d", order, first, given);
+    if (given)
+        return;
+    check_near(f, first);
+    buddy_give_merge(&f->b, f->b.base + first, order);
 }
 
 static void step_give(struct fixture *f, u64 first)
 {
     unsigned order = (unsigned)f->live[first];
-    f->live[first] = -1;
-    buddy_give(&f->b, f->b.base + first, order);
+    live_remove(f, first);
+    if (random_next(&f->random) % 2)
+        buddy_give(&f->b, f->b.base + first, order);
+    else
+        give_in_two_steps(f, first, order);
     model_set(f, first, 1ull << order, true);
 }
 
@@ -176,7 +209,7 @@ static bool step_claim(struct fixture *f, u64 frame)
     if (claimed != expected || !claimed)
         return false;
     model_set(f, frame, 1, false);
-    f->live[frame] = 0;
+    live_add(f, frame, 0);
     return true;
 }
 
@@ -194,14 +227,10 @@ static void step_find(const struct fixture *f, u64 frame)
           frame, order);
 }
 
-/* A random live block, by looking on from a random frame; BUDDY_NONE when there is none. */
+/* A random live block; BUDDY_NONE when there is none. */
 static u64 live_block(struct fixture *f)
 {
-    u64 start = random_next(&f->random) % f->span;
-    for (u64 i = 0; i < f->span; i++)
-        if (f->live[(start + i) % f->span] >= 0)
-            return (start + i) % f->span;
-    return BUDDY_NONE;
+    return f->holds ? f->held[random_next(&f->random) % f->holds] : BUDDY_NONE;
 }
 
 static u64 step_random(struct fixture *f, bool exact)
@@ -369,6 +398,30 @@ static void add_many_largest_blocks(void)
     }
 }
 
+/* Any number of them from any place on: exactly those bits. */
+static void add_runs_of_largest_blocks(void)
+{
+    u64 n = 4 * 64, span = n << MAX_ORDER;
+    for (u64 first = 0; first < 70; first++) {
+        for (u64 count = 1; count < 130 && !tap_faults; count += count < 60 || count > 66 ? 3 : 1) {
+            struct buddy b;
+            u64 *words = calloc(buddy_words(span), sizeof(u64));
+            buddy_init(&b, 2048, span, words);
+            buddy_add(&b, 2048 + (first << MAX_ORDER), 2048 + ((first + count) << MAX_ORDER));
+            for (u64 i = 0; i < n; i++)
+                CHECK(bit(&b, MAX_ORDER, 0, i) == (i >= first && i < first + count),
+                      "%lu blocks from %lu: block %lu", count, first, i);
+            for (u64 i = 0; i < n / 64; i++)
+                CHECK(bit(&b, MAX_ORDER, 1, i) == (b.map[MAX_ORDER].level[0][i] != 0),
+                      "%lu blocks from %lu: word %lu", count, first, i);
+            CHECK(b.map[MAX_ORDER].blocks == count && b.free_pages == count << MAX_ORDER &&
+                      b.nonempty == 1u << MAX_ORDER,
+                  "%lu blocks from %lu: %lu", count, first, b.map[MAX_ORDER].blocks);
+            free(words);
+        }
+    }
+}
+
 /* The same live blocks, reached in two ways, are the same bits. */
 static void canonical_form(void)
 {
@@ -399,6 +452,24 @@ static void canonical_form(void)
     }
 }
 
+/* With a block of the order it is taken as it is: nothing is split. */
+static void takes_of_an_order_that_is_there(void)
+{
+    for (unsigned order = 0; order < NR_ORDERS; order++) {
+        struct fixture f;
+        fixture_init(&f, 1024, 8192, 1);
+        step_add(&f, 0, 1024);
+        step_add(&f, 4096, 4096 + (1ull << order));
+        u64 first = order == MAX_ORDER ? 0 : 4096;
+        CHECK(step_take(&f, order, true) == first, "order %u", order);
+        u64 pfn = order == MAX_ORDER ? buddy_take_exact(&f.b, order) : f.b.base + 4096;
+        CHECK(pfn == f.b.base + 4096, "order %u: %lu", order, pfn);
+        for (unsigned o = 0; o < NR_ORDERS; o++)
+            CHECK(!f.b.splits[o], "order %u: %lu splits of %u", order, f.b.splits[o], o);
+        fixture_end(&f);
+    }
+}
+
 /* Splits and merges are counted at the order that was halved or joined. */
 static void counters(void)
 {
@@ -420,40 +491,16 @@ static void counters(void)
     fixture_end(&f);
 }
 
-/* All sets of free frames out of 16, each reached frame by frame and then taken to pieces. */
-static void every_state_of_16_frames(void)
-{
-    for (u32 set = 0; set < 1u << 16 && !tap_faults; set++) {
-        struct fixture f;
-        fixture_init(&f, 1024, 16, 1);
-        for (u64 i = 0; i < 16; i++) { /* 5 is odd: each frame once */
-            u64 frame = (i * 5 + set) % 16;
-            if (set >> frame & 1)
-                step_add(&f, frame, frame + 1);
-        }
-        check_all(&f);
-        for (u64 i = 0; i < 16; i++)
-            step_find(&f, i);
-        u64 frame = set % 16;
-        if (step_claim(&f, frame))
-            check_all(&f);
-        if (step_take(&f, set % 6, true) != BUDDY_NONE)
-            check_all(&f);
-        give_back_all(&f);
-        check_all(&f);
-        fixture_end(&f);
-    }
-}
-
 int main(void)
 {
     tap_begin();
     RUN(words_and_levels);
     RUN(counters);
+    RUN(takes_of_an_order_that_is_there);
     RUN(add_at_any_place);
     RUN(add_many_largest_blocks);
+    RUN(add_runs_of_largest_blocks);
     RUN(canonical_form);
-    RUN(every_state_of_16_frames);
     RUN(random_steps_on_small_ranges);
     RUN(random_steps_on_large_ranges);
     RUN(find_at_the_end_of_a_range);

@@ -245,6 +245,62 @@ static void early_allocation(void)
     CHECK(!memmap.free.dropped && !memmap.ram.dropped, "%u dropped", memmap.free.dropped);
 }
 
+static void low_page_is_low(void)
+{
+    memmap_reset();
+    memmap_add(0x100000, 0x400000);
+    CHECK(!memmap_low_page(), "0x%" PRIx64, memmap_low_page());
+    memmap_add(0xff000, 0x100000);
+    CHECK(memmap_low_page() == 0xff000, "0x%" PRIx64, memmap_low_page());
+}
+
+#define PIECE(i) (0x100000 + (u64)(i)*0x10000)
+
+/* A full table of pieces of eight pages; the free set has room for one more range, and none for it. */
+static void fill_table(u64 reserved)
+{
+    memmap_reset();
+    for (u64 i = 0; i < MEMMAP_RANGES; i++)
+        memmap_add(PIECE(i), PIECE(i) + 0x8000);
+    memmap_reserve(PIECE(reserved), PIECE(reserved) + 0x8000);
+}
+
+static void check_free_is_ram(u64 expected)
+{
+    u64 outside = 0;
+    for (u32 i = 0; i < memmap.free.count; i++)
+        outside +=
+            !range_contains(&memmap.ram, memmap.free.range[i].start, memmap.free.range[i].end);
+    CHECK(!outside, "%" PRIu64 " free ranges are no RAM", outside);
+    CHECK(range_total(&memmap.free) == expected, "0x%" PRIx64 " free, not 0x%" PRIx64,
+          range_total(&memmap.free), expected);
+}
+
+/* What the table of RAM has no room for is not given out, wherever it lies. */
+static void ram_that_was_dropped(void)
+{
+    const u64 all = (MEMMAP_RANGES - 1) * 0x8000;
+    for (u64 i = 0; i < MEMMAP_RANGES; i++) {
+        fill_table((i + 7) % MEMMAP_RANGES);
+        memmap_remove(PIECE(i) + 0x2000, PIECE(i) + 0x3000); /* its upper part is lost */
+        CHECK(memmap.ram.dropped == 1 && !memmap.free.dropped, "piece %" PRIu64, i);
+        check_free_is_ram(all - 0x6000);
+    }
+    fill_table(5);
+    memmap_add(0x40000, 0x48000); /* below all others */
+    memmap_remove(PIECE(9), PIECE(9) + 0x1000);
+    check_free_is_ram(all - 0x1000);
+    fill_table(5);
+    memmap_add(PIECE(80), PIECE(81)); /* above all others */
+    memmap_remove(PIECE(9), PIECE(9) + 0x1000);
+    check_free_is_ram(all - 0x1000);
+    fill_table(5); /* no RAM is dropped: what is free stays as it is, even if it should not be */
+    range_add(&memmap.free, PIECE(90), PIECE(91));
+    memmap_remove(PIECE(9), PIECE(9) + 0x1000);
+    CHECK(range_total(&memmap.free) == all - 0x1000 + 0x10000, "0x%" PRIx64 " free",
+          range_total(&memmap.free));
+}
+
 /* DMA memory is scarce: it is used when there is no other, and then from its start. */
 static void memory_above_16_mib_first(void)
 {
@@ -294,6 +350,8 @@ int main(void)
     RUN(limits_of_the_map);
     RUN(more_pieces_than_the_map_has_room_for);
     RUN(early_allocation);
+    RUN(low_page_is_low);
+    RUN(ram_that_was_dropped);
     RUN(memory_above_16_mib_first);
     RUN(clearing_after_a_reset);
     RUN(top_of_the_address_space);
