@@ -521,6 +521,7 @@ def test_another_kernel(good: Path, path: Path) -> None:
 
 
 def test_dumps_do_not_pile_up(good: Path) -> None:
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     with little_memory():
         for _ in range(30):
@@ -528,7 +529,7 @@ def test_dumps_do_not_pile_up(good: Path) -> None:
                 assert dump.view["zones"][0].name.string_() == b"DMA"
             dump.close()
             gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 # The command
