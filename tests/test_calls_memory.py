@@ -8,6 +8,7 @@ import pytest
 
 from conftest import Boot
 from helpers import CARRIERS, LARGEST, PAGE, RING_BYTES, free_bytes, refused
+from kos.exceptions import CallError
 from kos.machine import Machine
 from kos.memory.constants import (
     EBUSY,
@@ -403,3 +404,32 @@ def test_no_memory_for_page_tables(boot: Boot, carrier: str) -> None:
     assert free_bytes(vm) == held
     client.close()
     assert free_bytes(vm) + vm.client.client_info(0).pages * PAGE == before + RING_BYTES
+
+
+def test_the_reserve_stays_the_kernels(boot: Boot) -> None:
+    """Page tables may come out of it; given back, their frames are no client's to take."""
+    vm = boot(memory="32M", cpus=1)
+    client = vm.client
+    frame = client.page_alloc(0)
+    blocks = []
+    for order in range(10, -1, -1):
+        while len(found := client_blocks(client, order)):
+            blocks += [(order, found)]
+    for i in range(8):
+        client.page_map(frame, 0x400000 + (i << 30))
+        client.page_unmap(frame)
+        with refused(ENOMEM):
+            client.buddy_alloc(0)
+    for order, found in blocks:
+        client.buddy_free_array(order, found)
+    client.page_free(frame)
+
+
+def client_blocks(client: Client, order: int) -> list[int]:
+    """Up to 64 blocks; none when memory is out."""
+    try:
+        return [int(addr) for addr in client.buddy_alloc_array(order, 64)]
+    except CallError as error:
+        if error.errno != ENOMEM:
+            raise
+        return []

@@ -278,6 +278,34 @@ def test_a_failing_test_leaves_a_dump(run: Run, tmp_path: Path) -> None:
             assert int(dump.view["cpu_count"]) == 2
 
 
+def test_long_names_and_machines_that_say_nothing(run: Run, tmp_path: Path) -> None:
+    """Each part of the report stands for itself, and no test is kept from running by another's."""
+    result = run(
+        """
+        import os, signal
+        import pytest
+
+        pytestmark = pytest.mark.kos(memory="32M", timeout=1.0)
+
+        @pytest.mark.parametrize("name", ["a" * 300, "a" * 299 + "b"])
+        def test_long(kos, name):
+            assert 0
+
+        def test_stopped(kos_fresh):
+            os.kill(kos_fresh.pid, signal.SIGSTOP)
+            assert 0
+
+        def test_last(kos):
+            assert kos.client.ping(1) == 1
+        """,
+        "--kos-dump",
+        str(tmp_path),
+    )
+    result.assert_outcomes(failed=3, passed=1)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert "CallTimeout" in shown(result)
+
+
 def test_a_test_without_a_machine_is_left_alone(run: Run) -> None:
     result = run("def test_it():\n    assert 0\n")
     result.assert_outcomes(failed=1)

@@ -724,3 +724,49 @@ def test_it_takes_about_as_long_as_a_reset(boot: Boot) -> None:
     restore, reset = min(times["restore"]), min(times["reset"])
     print(f"restore {restore * 1e3:.1f} ms, reset {reset * 1e3:.1f} ms")
     assert restore < 5 * reset  # a boot takes some 10 ms
+
+
+# ---- with those who keep the machine still ----
+
+
+def test_a_machine_that_is_kept_still_stays_so(vm: Machine) -> None:
+    """Whatever others do meanwhile, it goes on when the last one is done, if it is to run then."""
+    snapshot = vm.snapshot()
+
+    def status() -> str:
+        return str(vm.qmp.execute("query-status")["status"])
+
+    with vm.paused():
+        vm.restore(snapshot)
+        assert status() == "paused"
+        again = vm.snapshot()
+        vm.resume()
+        assert status() == "paused"
+    assert status() == "running"
+    assert again.running
+    with vm.paused():
+        vm.pause()
+    assert status() == "paused"
+    vm.restore(again)
+    assert status() == "running"
+    assert vm.client.ping(1) == 1
+
+
+def test_what_a_client_was_set_to_goes_back_too(vm: Machine) -> None:
+    first = vm.snapshot()
+    vm.client.timeout = 0.5
+    second = vm.snapshot()
+    vm.restore(first)
+    assert vm.client.timeout == 10.0
+    block = vm.client.buddy_alloc(0)
+    vm.restore()  # the last one that was gone back to
+    assert vm.client.client_info(0).pages == 0
+    vm.restore(second)
+    assert vm.client.timeout == 0.5
+    assert block
+
+
+def test_what_is_no_snapshot_is_refused(vm: Machine) -> None:
+    with pytest.raises(ValueError, match="'x' is none of this machine"):
+        vm.restore("x")  # type: ignore[arg-type]
+    assert vm.client.ping(1) == 1

@@ -15,8 +15,9 @@ With `--kos-record DIR` each test has machines of its own, which are recorded, a
 leaves the recording. QEMU records one CPU: a machine has one then, unless the test says how many.
 """
 
+import hashlib
+import re
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ _OPTIONS = (
 )
 _MOST_MACHINES = 4
 _TAIL = 40
+_LONGEST_NAME = 120
+_PLAIN_ID = re.compile(r"[\w./:\[\]-]*")
 
 _AFTER = "kos: found after the test"
 
@@ -163,6 +166,9 @@ def _can_record(given: dict[str, Any]) -> bool:
 def _file(item: pytest.Item, folder: str, number: int, suffix: str) -> Path:
     """A file for one of the test's machines; its folder is made."""
     name = "".join(c if c.isalnum() or c in "._-" else "_" for c in item.nodeid)
+    if len(name) > _LONGEST_NAME or not _PLAIN_ID.fullmatch(item.nodeid):  # it may be another's too
+        digest = hashlib.sha256(item.nodeid.encode()).hexdigest()[:8]
+        name = f"{name[-_LONGEST_NAME:]}-{digest}"
     path = Path(folder) / f"{name}-{number}.{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
@@ -273,10 +279,17 @@ def pytest_runtest_makereport(
         item.stash[_failed] = True
         machines: list[Machine] = item.stash.get(_machines, [])
         for number, vm in enumerate(machines):
-            report.sections += _sections(vm)
-            report.sections += _dumped(item, vm, number)
-            report.sections += _recorded(item, vm)
+            for title, tell in _sections(item, vm, number):
+                report.sections.append((f"{title} of {vm!r}", _told(tell)))
     return report
+
+
+def _told(tell: Callable[[], str]) -> str:
+    """What it tells, or why it cannot: a report that is short of a part is still a report."""
+    try:
+        return tell()
+    except Exception as error:  # noqa: BLE001 - whatever state the test has left the machine in
+        return f"{type(error).__name__}: {error}"
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
@@ -285,33 +298,39 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] 
     return ("failed", "F", "FAILED") if found else None
 
 
-def _sections(vm: "Machine") -> Iterator[tuple[str, str]]:
-    from kos.exceptions import KOSError
-
-    yield f"console of {vm!r}", vm.console.tail(_TAIL)
+def _sections(
+    item: pytest.Item, vm: "Machine", number: int
+) -> Iterator[tuple[str, Callable[[], str]]]:
+    """What is told of a machine: title, and what makes the text."""
+    yield "console", lambda: vm.console.tail(_TAIL)
     if vm.wire.failure is not None:
-        yield f"end of {vm!r}", str(vm.wire.failure)
-    if vm.closed:
-        return
-    with suppress(KOSError):  # QEMU is gone; that was said above
-        stacks = enumerate(vm.view.stacks())
-        yield f"CPUs of {vm!r}", "\n".join(f"CPU {cpu}\n{stack}" for cpu, stack in stacks)
+        yield "end", lambda: str(vm.wire.failure)
+    if not vm.closed:
+        yield "CPUs", lambda: _stacks(vm)
+        yield "audit", lambda: _audited(vm)
+    if item.config.getoption("kos_dump") and not vm.closed:
+        yield "dump", lambda: _dumped(item, vm, number)
+    if item.config.getoption("kos_record"):
+        yield "recording", lambda: _recorded(vm)
+
+
+def _stacks(vm: "Machine") -> str:
+    return "\n".join(f"CPU {cpu}\n{stack}" for cpu, stack in enumerate(vm.view.stacks()))
+
+
+def _audited(vm: "Machine") -> str:
     from kos.inspect import audit
 
-    yield f"audit of {vm!r}", str(audit(vm))
+    return str(audit(vm))
 
 
-def _recorded(item: pytest.Item, vm: "Machine") -> Iterator[tuple[str, str]]:
-    if vm.recording is not None:
-        yield f"recording of {vm!r}", f"kos replay {vm.recording}"
-    elif item.config.getoption("kos_record"):
-        yield f"recording of {vm!r}", "none: recorded machines have 1 CPU, and no rings or KVM"
+def _recorded(vm: "Machine") -> str:
+    if vm.recording is None:
+        return "none: recorded machines have 1 CPU, and no rings or KVM"
+    return f"kos replay {vm.recording}"
 
 
-def _dumped(item: pytest.Item, vm: "Machine", number: int) -> Iterator[tuple[str, str]]:
-    folder = item.config.getoption("kos_dump")
-    if not folder or vm.closed:
-        return
-    path = _file(item, folder, number, "dump")
+def _dumped(item: pytest.Item, vm: "Machine", number: int) -> str:
+    path = _file(item, item.config.getoption("kos_dump"), number, "dump")
     vm.dump(path)
-    yield f"dump of {vm!r}", f"kos inspect {path}"
+    return f"kos inspect {path}"

@@ -58,7 +58,9 @@ static inline int pages_free(u64 pfn, unsigned order, enum page_kind kind, u16 o
     if (unlikely(page->head != page_head(kind, order, owner)))
         return -EINVAL;
     page->head = 0;
-    int index = pcp_index[order];
+    /* What may have come out of the reserve goes back to the zone, where the watermark guards it. */
+    bool reserve = kind == PAGE_TABLE || kind == PAGE_POOL;
+    int index = reserve ? -1 : pcp_index[order];
     if (likely(index >= 0 && pfn >= pcp_zone_start)) {
         struct pcp *pcp = &this_cpu()->pcp;
         struct magazine *m = &pcp->magazine[index];

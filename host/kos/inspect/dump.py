@@ -8,8 +8,11 @@ bytes. A thread stands for each CPU. All else is in one note named `KOS`, as JSO
 A dump may come from anywhere: what is read from it is checked, and none of it is ever run.
 """
 
+import bisect
 import builtins
+import contextlib
 import errno
+import itertools
 import json
 import mmap
 import os
@@ -42,6 +45,8 @@ _FORMAT = 1
 _NOTE = b"KOS\0"
 _MAX_NOTE = 16 << 20
 _MAX_SEGMENTS = 60_000
+_STACK_PAGES = 8 * (4 + 3 * 2 + 4)  # for each CPU one stack and three, a guard page below each
+_NORESERVE = 0x4000  # Linux's MAP_NORESERVE: what is not in the dump takes no memory
 _PRSTATUS = struct.Struct("<112s27Q8x")
 _USER_REGS = (
     *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx"),
@@ -75,6 +80,8 @@ class _Writer:
         self.vm = vm
         self.memory = Memory(vm.ram, vm.ram_layout, vm.abi)
         self.extents = self._extents()
+        #: Where in the file's data each of them begins.
+        self._places = [0, *itertools.accumulate(end - start for start, end in self.extents)]
         #: Address, physical address and size of what is told in the file.
         self.segments = [*self._direct(), *self._image(), *self._stacks()]
 
@@ -117,28 +124,23 @@ class _Writer:
     def _stacks(self) -> list[tuple[int, int, int]]:
         """Page by page, as the kernel's tables have them; none before there are tables."""
         found = []
-        at = self.vm.abi.symbols["layout_stacks"]
-        missing = 0
-        while missing < 2:  # a guard page stands before each stack; two in a row are the end
-            try:
+        first = self.vm.abi.symbols["layout_stacks"]
+        for at in range(first, first + _STACK_PAGES * PAGE_SIZE, PAGE_SIZE):
+            with contextlib.suppress(ValueError):  # a guard page, or past the last stack
                 paddr, _ = self.memory.translate(at)
-                missing = 0
                 if self._file_offset(paddr) is not None:
                     found.append((at, paddr, PAGE_SIZE))
-            except ValueError:
-                missing += 1
-            at += PAGE_SIZE
         return found
 
     def _file_offset(self, paddr: int) -> int | None:
         """Where in the file's data a physical address lies."""
         ram = self.memory.layout.offset(paddr) if paddr >= 1 << 20 else paddr
-        at = 0
-        for start, end in self.extents:
-            if ram is not None and start <= ram < end:
-                return at + ram - start
-            at += end - start
-        return None
+        if ram is None:
+            return None
+        i = bisect.bisect_right(self.extents, (ram, 1 << 64)) - 1
+        if i < 0 or ram >= self.extents[i][1]:
+            return None
+        return self._places[i] + ram - self.extents[i][0]
 
     def _note(self, name: bytes, kind: int, data: bytes) -> bytes:
         head = struct.pack("<III", len(name), len(data), kind)
@@ -216,7 +218,7 @@ def write(vm: "Inside", path: str | os.PathLike[str]) -> None:
 
 #: What reading a damaged file may raise beside ValueError.
 _DAMAGES = (
-    *(ELFError, struct.error, KeyError, TypeError, AttributeError),
+    *(ELFError, struct.error, KeyError, TypeError, AttributeError, ValueError),
     *(OverflowError, RecursionError, builtins.MemoryError),
 )
 
@@ -262,7 +264,8 @@ class Dump(Closing):
             try:
                 told = self._read(file)
             except _DAMAGES as error:
-                raise ValueError(f"{self.path} is damaged: {error!r}") from None
+                what = f"{error}" if isinstance(error, ValueError) else f"{error!r}"
+                raise ValueError(f"{self.path} is no dump, or a damaged one: {what}") from None
         self.build_id: str = told["build_id"]
         #: What the console had printed.
         self.console: str = told["console"]
@@ -281,35 +284,36 @@ class Dump(Closing):
     def _read(self, file: Any) -> dict[str, Any]:
         state = os.fstat(file.fileno())
         if not stat.S_ISREG(state.st_mode) or file.read(7) != b"\x7fELF\2\1\1":
-            raise ValueError(f"{self.path} is no dump of a KOS machine")
+            raise ValueError("no KOS machine is in it")
         file.seek(0)
         elf = ELFFile(file)
         told = self._note(elf)
         #: Bytes of RAM.
         self.memory: int = told["memory"]
         self.ram_layout = RamLayout.of(told["machine"], self.memory)
-        self._map = mmap.mmap(-1, self.memory)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
+        self._map = mmap.mmap(-1, self.memory, flags=flags)
         left = 2 * state.st_size  # the image and the stacks are told twice
         for segment in elf.iter_segments("PT_LOAD"):
             left -= segment["p_filesz"]
             if left < 0:
-                raise ValueError(f"{self.path} is damaged: it tells more than it has")
+                raise ValueError("it tells more than it has")
             self._load(file, segment["p_offset"], segment["p_paddr"], segment["p_filesz"])
         return told
 
     def _note(self, elf: ELFFile) -> dict[str, Any]:
         for segment in elf.iter_segments("PT_NOTE"):
             if not isinstance(segment, NoteSegment) or segment["p_filesz"] > _MAX_NOTE:
-                raise ValueError(f"{self.path}: {segment['p_filesz']} bytes of notes are too many")
+                raise ValueError(f"{segment['p_filesz']} bytes of notes are too many")
             for note in segment.iter_notes():
                 if note["n_name"] == "KOS":
                     return self._checked(json.loads(note["n_descdata"]))
-        raise ValueError(f"{self.path} is no dump of a KOS machine")
+        raise ValueError("no KOS machine is in it")
 
     def _checked(self, told: Any) -> dict[str, Any]:
         """What the note says, if all of it is of the kind that it should be."""
         if not _is_number(told["format"]) or told["format"] != _FORMAT:
-            raise ValueError(f"{self.path} has format {told['format']!r}; this KOS reads {_FORMAT}")
+            raise ValueError(f"it has format {told['format']!r}; this KOS reads {_FORMAT}")
         check_memory(told["memory"])
         check_cpus(told["cpus"])
         good = (
@@ -322,17 +326,18 @@ class Dump(Closing):
             and all(_is_number(v) for one in told["registers"] for v in one.values())
         )
         if not good:
-            raise ValueError(f"{self.path} is damaged: its note does not make sense")
+            raise ValueError("its note does not make sense")
         return dict(told)
 
     def _load(self, file: Any, at: int, paddr: int, size: int) -> None:
         low = self.ram_layout.low_size
         offset = paddr if paddr < low else paddr - (1 << 32) + low
-        if offset < 0 or offset + size > self.memory:
-            raise ValueError(f"{self.path} has a part at {paddr:#x}, where there is no RAM")
+        end = low if paddr < low else self.memory
+        if low <= paddr < 1 << 32 or offset + size > end:
+            raise ValueError(f"it has a part at {paddr:#x}, where there is no RAM")
         file.seek(at)
         if file.readinto(memoryview(self._map)[offset : offset + size]) != size:
-            raise ValueError(f"{self.path} is cut short")
+            raise ValueError("it is cut short")
 
     @property
     def ram(self) -> memoryview:

@@ -269,7 +269,7 @@ class Machine(Inside):
             self._check_unsealed("snapshot")
             self.wire.check()
             with self.wire.idle():
-                running = self._qemu.is_running()
+                running = self._qemu.is_to_run()
                 with self.paused():
                     self._snapshot = self._save(running)
             return self._snapshot
@@ -281,7 +281,7 @@ class Machine(Inside):
             "abandoned": list(self.abandoned),
             "console": self.console.save(),
         }
-        clients = [(client, client.ring_addresses) for client in self.clients]
+        clients = [(one, one.ring_addresses, one.timeout) for one in self.clients]
         ram = self._qemu.memory.save()
         return Snapshot(self._states, self._states.save(), ram, running, host, clients)
 
@@ -293,7 +293,8 @@ class Machine(Inside):
         has panicked meanwhile runs again.
 
         Args:
-            snapshot: The last one that was made when left out. It can be used any number of times.
+            snapshot: When left out, the last one that was made or gone back to. It can be used any
+                number of times.
 
         Raises:
             ValueError: It is another machine's, or there is none.
@@ -302,10 +303,14 @@ class Machine(Inside):
         with self._lock:
             self._check_open()
             self._check_unsealed("restore")
-            snapshot = snapshot or self._snapshot
-            if snapshot is None or snapshot.states is not self._states:
-                what = "there is no snapshot" if snapshot is None else f"{snapshot!r} is another's"
-                raise ValueError(f"{what}: `snapshot()` makes one")
+            snapshot = self._snapshot if snapshot is None else snapshot
+            if getattr(snapshot, "states", None) is not self._states:
+                what = (
+                    "there is none" if snapshot is None else f"{snapshot!r} is none of this machine"
+                )
+                raise ValueError(f"a snapshot to go back to: {what}; `snapshot()` makes one")
+            assert snapshot is not None
+            self._snapshot = snapshot
             for client in list(self.clients):
                 client.forget()
             self.wire.interrupt()
@@ -330,8 +335,8 @@ class Machine(Inside):
         qemu.memory.load(snapshot.ram)
         self._coverage.rebase()
         self.abandoned[:] = host["abandoned"]
-        for client, rings in snapshot.clients:
-            client.rejoin(rings)
+        for client, rings, timeout in snapshot.clients:
+            client.rejoin(rings, timeout)
         self._client, self.boot_ticks = host["client"], host["boot_ticks"]
         self.console.load(host["console"])
         if snapshot.running:

@@ -104,6 +104,7 @@ class Inside(Closing):
     wire: Wire
     qmp: Monitor
     _qemu: Qemu
+    _closed: bool
     #: Whether the run is recorded, or a recording: nothing may reach it but through QEMU.
     _sealed = False
 
@@ -155,6 +156,7 @@ class Inside(Closing):
         """
         from kos.inspect.view import View
 
+        self._check_not_closed()
         # Not `self`: a machine that is dropped must be able to go.
         read = partial(registers.read, self.qmp)
         return View(self.kernel, self.abi, self.ram, self.ram_layout, read)
@@ -168,6 +170,10 @@ class Inside(Closing):
             [8, 8]
         """
         return registers.read(self.qmp)
+
+    def _check_not_closed(self) -> None:
+        if self._closed:
+            raise HostError("the machine is closed")
 
     def dump(self, path: str | os.PathLike[str]) -> None:
         """Save RAM, registers, console and build id in one file, which `kos inspect` opens.
@@ -186,6 +192,7 @@ class Inside(Closing):
         """
         from kos.inspect.dump import write
 
+        self._check_not_closed()
         write(self, path)
 
     @property

@@ -32,7 +32,6 @@ _LEFTOVERS = slice(0x1000, 0x2000)
 #: What a recorded kernel has on its command line.
 APPEND = f"reserve={_LEFTOVERS.start:#x}-{_LEFTOVERS.stop - 1:#x}"
 
-_KERNEL_BASE = 0xFFFFFFFF80000000  # virtual address of physical address 0 in the image's window
 _UART_BYTES = 16
 _LOOK_AGAIN = 0.0002  # seconds; the kernel empties a UART in some 0.5 ms
 _QUIT_DEADLINE = 60.0
@@ -124,7 +123,7 @@ class Recorder:
         head = abi.layout("uart").offset("head")
 
         def counter(uart: str) -> Callable[[], int]:
-            at = abi.symbols[uart] - _KERNEL_BASE + head
+            at = abi.symbols[uart] - abi.symbols["KERNEL_BASE"] + head
             word = qemu.ram[at : at + 4].cast("I")
             return lambda: word[0]
 

@@ -17,6 +17,7 @@ import re
 import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -32,6 +33,12 @@ FORMAT = 1
 _MAX_APPEND = 4096
 _MIB = 1 << 20
 #: The members of the archive, and the size that each may have.
+# What is needed of a kernel's ABI file to play its run and to look into it.
+_STRUCTS = ("frame_hello", "panic_report", "pt_regs")
+_SYMBOLS = (
+    *("KERNEL_BASE", "kernel_start", "kernel_end", "kernel_root", "uart_console", "uart_wire"),
+    *("layout_direct_map", "layout_page_array", "layout_stacks"),
+)
 _LIMITS = {
     "recording.json": _MIB,
     "log": 512 * _MIB,
@@ -125,7 +132,12 @@ class Recording:
     def parse_abi(self) -> Abi:
         """What is known of the kernel; ValueError when the file does not make sense."""
         try:
-            return Abi(json.loads(self.abi))
+            abi = Abi(json.loads(self.abi))
+            for name in _STRUCTS:
+                abi.layout(name)
+            for name in _SYMBOLS:
+                abi.symbols[name]
+            return abi
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise ValueError(f"its ABI file makes no sense: {error}") from None
 
@@ -145,7 +157,7 @@ def load(path: str | os.PathLike[str]) -> Recording:
     except (
         # What zipfile raises for a file that is no archive, cut short or damaged.
         *(zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError),
-        *(ValueError, TypeError, LookupError, struct.error),
+        *(ValueError, TypeError, LookupError, struct.error, zlib.error),
     ) as error:
         raise ValueError(f"{os.fspath(path)} is no recording, or a damaged one: {error}") from None
 
@@ -155,6 +167,8 @@ def _unpack(archive: zipfile.ZipFile) -> Recording:
     if set(infos) != set(_LIMITS) or len(archive.infolist()) != len(_LIMITS):
         raise ValueError(f"it has to hold {', '.join(_LIMITS)}, and nothing else")
     for name, limit in _LIMITS.items():
+        if infos[name].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{name} is compressed in a way that recordings are not")
         if infos[name].file_size > limit:
             raise ValueError(f"{name} has {infos[name].file_size} bytes; {limit} are allowed")
     run = _parse_run(archive.read("recording.json"))

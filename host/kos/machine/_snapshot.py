@@ -95,7 +95,7 @@ class Snapshot:
         ram: list[tuple[int, bytes]],
         running: bool,
         host: dict[str, Any],
-        clients: "list[tuple[Client, list[int]]]",
+        clients: "list[tuple[Client, list[int], float]]",
     ) -> None:
         self.states = states
         self.name = name
@@ -103,7 +103,7 @@ class Snapshot:
         self.running = running
         #: What this process knew of the machine: the console's text, boot figures and the like.
         self.host = host
-        #: Those that were connected, each with its rings.
+        #: Those that were connected, each with its rings and its timeout.
         self.clients = clients
         self.ram_bytes = sum(len(data) for _, data in ram)
         weakref.finalize(self, states.unused.append, name)

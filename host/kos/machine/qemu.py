@@ -283,11 +283,24 @@ class Qemu(Closing):
 
     def pause(self) -> None:
         """Stop all CPUs of the guest; RAM keeps still afterwards."""
-        self.execute("stop")
+        with self._still_lock:
+            self._goes_on = False
+            self.execute("stop")
 
     def resume(self) -> None:
-        """Let a paused guest go on. One that has shut down needs `reset()` instead."""
-        self.execute("cont")
+        """Let a paused guest go on. One that has shut down needs `reset()` instead.
+
+        While somebody keeps it `still` it goes on when the last of them is done.
+        """
+        with self._still_lock:
+            self._goes_on = True
+            if not self._still:
+                self.execute("cont")
+
+    def is_to_run(self) -> bool:
+        """Whether the CPUs run, or will once nobody keeps them still."""
+        with self._still_lock:
+            return self._goes_on if self._still else self.is_running()
 
     def is_running(self) -> bool:
         """Whether the CPUs run: not paused, and not stopped by a triple fault."""
@@ -306,14 +319,14 @@ class Qemu(Closing):
             with self._still_lock:
                 self._still -= 1
                 if not self._still and self._goes_on:
-                    self.resume()
+                    self.execute("cont")
 
     def _stop(self) -> bool:
         """Pause the guest if it runs; whether it did."""
         try:
             running = self.is_running()
             if running:
-                self.pause()
+                self.execute("stop")
         except MachineExited:
             return False  # its RAM is still here, and still
         return running

@@ -290,7 +290,7 @@ class Client(Calls, Closing):
         """Physical addresses of the rings that this client has."""
         return sorted(ring.paddr for ring in self._rings)
 
-    def rejoin(self, rings: list[int]) -> None:
+    def rejoin(self, rings: list[int], timeout: float) -> None:
         """Called by the machine when it is back in a state in which the client had these rings.
 
         Threads that still hold one from before give it back to the lists from before.
@@ -298,6 +298,7 @@ class Client(Calls, Closing):
         self.forget()
         self._rings = weakref.WeakSet()
         self._spare, self._dead = [], []
+        self.timeout = timeout
         self._join(rings)
 
     def close(self) -> None:

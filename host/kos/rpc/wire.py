@@ -78,6 +78,15 @@ class Wire:
     # The thread
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:
+            self.fail(ProtocolError(f"what the guest sent cannot be read: {error!r}"))
+            while self._later:
+                self._later.popleft()()
+            raise
+
+    def _serve(self) -> None:
         poll = self._poll
         for fd in (self._console_fd, self._wire_fd, self._pidfd, self._stop_fd):
             poll.register(fd, select.POLLIN)

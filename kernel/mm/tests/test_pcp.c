@@ -93,7 +93,7 @@ MM_TEST(pcp, refill)
     }
 }
 
-/* When the magazine is full a batch goes, and what was freed last is what comes next. */
+/* When the magazine is full some go, and what was freed last is what comes next. */
 static void check_top(struct ktest *t, unsigned order, u32 n)
 {
     struct magazine *m = magazine(order);

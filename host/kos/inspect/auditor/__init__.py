@@ -20,6 +20,7 @@ from kos.inspect.auditor.pages import check_pages
 from kos.inspect.auditor.report import Audit, Findings, Unsound, Violation
 from kos.inspect.auditor.tables import check_kernel_tables
 from kos.inspect.auditor.zones import check_memmap, check_zones
+from kos.inspect.layouts import dtype_of
 
 if TYPE_CHECKING:
     from kos.inspect.dump import Dump
@@ -33,8 +34,8 @@ _BOOT_MARK = 0x4B4F5320424F4F54
 def audit(target: "Inside | Dump") -> Audit:
     """Check a kernel's memory management from outside.
 
-    A machine that runs is paused meanwhile. While a call is under way a structure may be in the
-    middle of a change; then the lock that is held is named, as `quiet`.
+    A machine that runs is paused meanwhile, when no call is under way on the wire. While one is on
+    a ring, a structure may be in the middle of a change; then that is told first, as `quiet`.
 
     Args:
         target: A machine, also one that has panicked, or a dump.
@@ -52,7 +53,8 @@ def audit(target: "Inside | Dump") -> Audit:
         (True, 8, 16286)
     """
     pause = getattr(target, "paused", contextlib.nullcontext)
-    with pause():
+    wire = getattr(target, "wire", None)
+    with wire.idle() if wire is not None else contextlib.nullcontext(), pause():
         return _audit(target)
 
 
@@ -92,7 +94,7 @@ def _check_quiet(k: Kernel) -> None:
     """No lock is held: nothing is in the middle of a change.
 
     A ring is served under its lock, and the answer is there before that is released. So a ring's
-    lock tells something only while its CPU sleeps.
+    lock tells something only while its CPU sleeps; that a call has no answer yet, its header tells.
     """
     locks = {f"zones[{i}].lock": zone["lock"] for i, zone in enumerate(k.zones)}
     for i, cpu in enumerate(k.cpus):
@@ -104,10 +106,21 @@ def _check_quiet(k: Kernel) -> None:
     for i, ring in enumerate(k.rings):
         if k.cpus[i % max(k.cpu_count, 1) % len(k.cpus)]["asleep"] or ring["lock"]["locked"] > 1:
             locks[f"rings[{i}].lock"] = ring["lock"]
+        if ring["client"] and not k.number("panicking", 4):
+            _check_answered(k, i)
     locks["frame_maps.lock"] = k.pool["lock"]
     for name, lock in locks.items():
         if lock["locked"]:
             k.found.broken("quiet", f"{name} is {int(lock['locked'])}: it is held")
+
+
+def _check_answered(k: Kernel, index: int) -> None:
+    """All calls on a ring have been answered."""
+    paddr = k.direct_paddr(int(k.rings[index]["header"]), f"rings[{index}].header")
+    header = np.frombuffer(k.memory.physical(paddr, 256), dtype_of(k.abi, "ring_header"))[0]
+    waiting = (int(header["sq_tail"]) - int(k.rings[index]["cq_tail"])) & 0xFFFFFFFF
+    if waiting:
+        k.found.broken("quiet", f"rings[{index}] has {waiting} calls without an answer")
 
 
 @lru_cache(maxsize=4)

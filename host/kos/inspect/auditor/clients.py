@@ -8,6 +8,7 @@ from kos.inspect.auditor.kernel import (
     DIRTY,
     LOCKED,
     MAPPED,
+    ORDERS,
     PAGE,
     TABLE,
     Account,
@@ -57,9 +58,9 @@ class _Check:
         self._sums(client, mine)
         mapped = self._mappings(client, mine)
         self._list(client, mine, mapped)
-        for order in np.unique(k.orders[mine]):
+        for order in range(ORDERS):  # a larger one was told, and would be all of memory many times
             blocks = k.live[mine & (k.orders == order)]
-            self.account.give(client_name(k, client), blocks, int(order))
+            self.account.give(client_name(k, client), blocks, order)
 
     def _closed(self, client: int) -> None:
         k, size = self.k, self.k.abi.layout("client").size
