@@ -95,6 +95,22 @@ MM_TEST(allocations, of_the_reserve)
     KTEST_CHECK(!pages_free(pfn, 0, PAGE_KERNEL, OWNER) && !chain_free(&all), "giving back");
 }
 
+/* Page tables and pools may be made of the reserve: their frames go back to the zone. */
+MM_TEST(allocations, frames_of_the_reserve_stay_out)
+{
+    static const enum page_kind kinds[] = {PAGE_KERNEL, PAGE_CLIENT, PAGE_TABLE, PAGE_POOL};
+    const struct magazine *m = magazine(this_cpu(), 0);
+    for (u32 i = 0; i < ARRAY_SIZE(kinds); i++) {
+        u64 pfn = pages_alloc(0, kinds[i], OWNER, 0);
+        pcp_drain();
+        u64 given = zone_of(pfn)->given[0];
+        bool kept = i < 2 && m->limit && pfn >= pcp_zone_start;
+        KTEST_CHECK(!pages_free(pfn, 0, kinds[i], OWNER), "kind %u", kinds[i]);
+        KTEST_CHECK(m->count == kept && zone_of(pfn)->given[0] - given == !kept, "kind %u: %u kept",
+                    kinds[i], m->count);
+    }
+}
+
 /* The first frame that goes through magazines does; the one below it does not. */
 MM_TEST(allocations, border_of_the_magazines)
 {
