@@ -227,7 +227,7 @@ def run_in_copy(page: Path, root: Path) -> None:
         "with kos.boot(memory='64M') as vm, kos.use(vm):\n"
         f"    test_docs.run_blocks(root / {str(page.relative_to(ROOT))!r}, root)\n"
     )
-    env = os.environ | {"PYTHONPATH": f"{root / 'host'}:{ROOT / 'tests'}"}
+    env = os.environ | {"PYTHONPATH": f"{root / 'host'}:{ROOT / 'tests'}:{ROOT / 'scripts'}"}
     env.pop("KOS_KERNEL", None)
     done = subprocess.run(
         [sys.executable, "-c", code],

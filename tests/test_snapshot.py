@@ -272,8 +272,8 @@ def test_back_and_forth(vm: Machine) -> None:
         vm.resume()
         assert vm.client.ping(n) == n
         vm.client.buddy_alloc_array(0, 100 + n)
-    vm.restore()  # the last that was made
-    assert memory_of(vm) == states[-1][1]
+    vm.restore()  # the last that was gone back to
+    assert memory_of(vm) == states[order[-1]][1]
     vm.resume()
 
 
@@ -767,6 +767,6 @@ def test_what_a_client_was_set_to_goes_back_too(vm: Machine) -> None:
 
 
 def test_what_is_no_snapshot_is_refused(vm: Machine) -> None:
-    with pytest.raises(ValueError, match="'x' is none of this machine"):
+    with pytest.raises(ValueError, match="'x' is another machine's snapshot, or none at all"):
         vm.restore("x")  # type: ignore[arg-type]
     assert vm.client.ping(1) == 1

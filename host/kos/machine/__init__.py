@@ -305,10 +305,9 @@ class Machine(Inside):
             self._check_unsealed("restore")
             snapshot = self._snapshot if snapshot is None else snapshot
             if getattr(snapshot, "states", None) is not self._states:
-                what = (
-                    "there is none" if snapshot is None else f"{snapshot!r} is none of this machine"
-                )
-                raise ValueError(f"a snapshot to go back to: {what}; `snapshot()` makes one")
+                if snapshot is None:
+                    raise ValueError("there is no snapshot; `snapshot()` makes one")
+                raise ValueError(f"{snapshot!r} is another machine's snapshot, or none at all")
             assert snapshot is not None
             self._snapshot = snapshot
             for client in list(self.clients):
