@@ -433,3 +433,16 @@ def client_blocks(client: Client, order: int) -> list[int]:
         if error.errno != ENOMEM:
             raise
         return []
+
+
+def test_large_blocks_in_a_row_are_one_again(boot: Boot) -> None:
+    """A magazine of neighbours goes back as the largest blocks that they make up."""
+    vm = boot(memory="1G", cpus=1)
+    client = vm.client
+    client.buddy_drain()
+    before = client.zone_info(1).free_blocks
+    for block in [client.buddy_alloc(9) for _ in range(4)]:
+        client.buddy_free(block, 9)
+    assert client.zone_info(1).magazine_blocks[9] == 4
+    client.buddy_drain()
+    assert client.zone_info(1).free_blocks == before

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from elftools.common.exceptions import ELFError
+from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import NoteSegment
 
@@ -218,7 +219,7 @@ def write(vm: "Inside", path: str | os.PathLike[str]) -> None:
 
 #: What reading a damaged file may raise beside ValueError.
 _DAMAGES = (
-    *(ELFError, struct.error, KeyError, TypeError, AttributeError, ValueError),
+    *(ELFError, ConstructError, struct.error, KeyError, TypeError, AttributeError, ValueError),
     *(OverflowError, RecursionError, builtins.MemoryError),
 )
 
