@@ -23,7 +23,6 @@ def converse(vm: Machine) -> int:
     """Give the console to whoever is at standard input; returns the command's exit status."""
     if sys.stdin.isatty() and sys.stdout.isatty():
         print("the console of KOS; Ctrl-] leaves, 'help' lists the commands")
-        vm.console.send("\r")
         vm.console.interact()
         return _say_end(vm)
     for line in sys.stdin:

@@ -210,6 +210,7 @@ class Console:
         self._echo = self._to_terminal
         try:
             tty.setraw(fd, termios.TCSANOW)  # what was typed ahead is kept
+            self.send("\r")  # only now: the prompt that answers it is to be seen
             self._relay(fd)
         finally:
             self._echo = None
